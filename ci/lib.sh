@@ -20,19 +20,24 @@ die() {
 
 # step NAME COMMAND...: one line with the seconds; the output goes to .stamps/NAME.log, shown when it fails.
 step() {
-  local name=$1 started=$SECONDS log
+  local name=$1 started=$SECONDS log code flags=$-
   shift
   mkdir -p "$STAMPS"
   log=$STAMPS/$name.log
   printf '%-34s' "  $name" >&2
-  if "$@" >"$log" 2>&1 </dev/null; then
-    printf '%5d s\n' "$((SECONDS - started))" >&2
-  else
-    local code=$?
+  set +e # not `if`: that would switch errexit off inside the command as well
+  (
+    set -e
+    "$@"
+  ) >"$log" 2>&1 </dev/null
+  code=$?
+  [[ $flags == *e* ]] && set -e
+  if ((code)); then
     printf ' FAILED (exit %d); the end of .stamps/%s.log:\n' "$code" "$name" >&2
     tail -n 40 "$log" >&2
     return "$code"
   fi
+  printf '%5d s\n' "$((SECONDS - started))" >&2
 }
 
 # The installable packages, `common` first: every folder at the root that has a pyproject.toml.
@@ -50,15 +55,16 @@ artifacts() { packages | grep -vx common || true; }
 # The console script of an artifact: pipe_bd -> pipe-bd.
 cli_of() { printf '%s\n' "${1//_/-}"; }
 
-# The first Python that is new enough; PYTHON=... chooses one. Prints its path, or nothing.
+# The first Python that is new enough; PYTHON=... chooses one. Prints the interpreter itself, neither a version
+# manager's shim nor an active environment's link, or nothing.
 find_python() {
   local name path
   for name in ${PYTHON:-python3.11 python3 python3.12 python3.13}; do
-    path=$(command -v "$name" 2>/dev/null) || continue
-    if "$path" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
-      printf '%s\n' "$path"
-      return 0
-    fi
+    path=$("$name" -c 'import sys
+print(getattr(sys, "_base_executable", sys.executable))
+sys.exit(sys.version_info < (3, 11))' 2>/dev/null) || continue
+    printf '%s\n' "$path"
+    return 0
   done
   return 1
 }
