@@ -64,7 +64,12 @@ def import_faults(name: str, source: str) -> Iterator[str]:
     package = name.partition("/")[0]
     if package != "common" and package not in ARTIFACTS:
         return
-    for line, module in imported(source):
+    try:
+        modules = list(imported(source))
+    except SyntaxError as error:
+        yield f"{name}:{error.lineno}: {error.msg}"
+        return
+    for line, module in modules:
         if module in ARTIFACTS and module != package:
             whose = "common" if package == "common" else f"artifact {package}"
             yield f"{name}:{line}: {whose} imports artifact {module}"
