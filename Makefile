@@ -24,17 +24,17 @@ build: setup ## recompile the C++ modules in place
 	@ci/build
 
 demo: setup-demo ## each artifact's headline claims on real input, the claims table, the report
-	@ci/reproduce headline $(SCALE)
+	@$(PYTHON_BIN) ci/reproduce.py headline $(SCALE)
 	@$(PYTHON_BIN) ci/report.py
 
 test: setup ## lint and every test
 	@ci/test
 
 kick-tires: setup-demo ## every experiment at scale smoke, a PASS table
-	@ci/reproduce all smoke
+	@$(PYTHON_BIN) ci/reproduce.py all smoke
 
 claims: setup-demo ## every experiment at scale small, then the gated claims decide
-	@ci/reproduce all $(SCALE)
+	@$(PYTHON_BIN) ci/reproduce.py all $(SCALE)
 	@$(PYTHON_BIN) ci/report.py --gate --artifact-md
 
 report: setup-demo ## the report and the claims tables from the runs that are there
@@ -59,12 +59,12 @@ clean: ## builds, caches, stamps and the environment; runs/ and report/ stay
 # pipe_bd-fig5       one experiment by its name, e.g. pipe_bd-virtual_devices SCALE=small
 define artifact_rules
 $(1): setup-demo
-	@ci/reproduce headline $$(SCALE) $(1)
+	@$$(PYTHON_BIN) ci/reproduce.py headline $$(SCALE) $(1)
 	@$$(PYTHON_BIN) ci/report.py $(1)
 
 .PHONY: $(1)-claims $(1)-test
 $(1)-claims: setup-demo
-	@ci/reproduce all $$(SCALE) $(1)
+	@$$(PYTHON_BIN) ci/reproduce.py all $$(SCALE) $(1)
 	@$$(PYTHON_BIN) ci/report.py --gate --artifact-md $(1)
 
 $(1)-test: setup
