@@ -1,0 +1,360 @@
+"""Command lines from dataclasses, with tyro; heavy imports happen inside the verb that needs them.
+
+Exit codes: 0 done, 1 fault, 2 bad input, 3 the environment lacks something, 130 interrupted. Every
+error is one line on standard error.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import io
+import json as json_module
+import os
+import sys
+import tomllib
+import traceback
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from shorthaul import atomic, logs
+from shorthaul.errors import EnvironmentLack, ShorthaulError, UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Common:
+    """What every command takes."""
+
+    seed: int = 0
+    """Seed of everything random."""
+    json: Path | None = None
+    """Write the result as JSON to this file; - is standard output."""
+    threads: int = 1
+    """Threads per process."""
+    v: Annotated[bool, tyro.conf.arg(aliases=["-v"])] = False
+    """Say more; a fault shows its traceback."""
+
+    def run(self) -> None:
+        """Do what the command is for.
+
+        Raises:
+            NotImplementedError: A command did not define it.
+        """
+        raise NotImplementedError
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Give `; did you mean 'x'?` for the nearest known name, else what is known."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(names)}" if len(names) <= 12 else ""
+
+
+def main(
+    prog: str,
+    version: str,
+    description: str,
+    commands: Mapping[str, tuple[str, str]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run a command line.
+
+    Args:
+        prog: Name of the program.
+        version: Its version, for `--version`.
+        description: One line for `--help`.
+        commands: Verb to `("module:Class", "one-line help")`. The module is imported only when its
+            verb is asked for; the class is a dataclass with `run()`, usually a `Common`.
+        argv: Arguments after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verbose = "-v" in argv or "--v" in argv
+    try:
+        code = _dispatch(prog, version, description, commands, argv)
+        sys.stdout.flush()
+        return code
+    except ShorthaulError as error:
+        if verbose:
+            traceback.print_exc()
+        return _say(prog, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _say(prog, "interrupted", 130)
+    except BrokenPipeError:
+        # The reader left, as `| head` does. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        lines = str(error).strip().splitlines()
+        text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        return _say(prog, text + ("" if verbose else " (-v shows where)"), 1)
+
+
+def _say(prog: str, message: str, code: int) -> int:
+    with contextlib.suppress(BrokenPipeError):
+        print(f"{prog}: error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _dispatch(
+    prog: str,
+    version: str,
+    description: str,
+    commands: Mapping[str, tuple[str, str]],
+    argv: list[str],
+) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview(prog, description, commands))
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"{prog} {version}")
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb not in commands:
+        kind = "flag before the verb" if verb.startswith("-") else "verb"
+        raise UserError(f"unknown {kind} {verb!r}{nearest(verb, commands)}")
+    command = _parse(_load(commands[verb][0]), f"{prog} {verb}", rest)
+    threads = getattr(command, "threads", 1)
+    if threads < 1:
+        raise UserError(f"--threads {threads}: at least 1")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:  # it read the variable when it was imported
+        sys.modules["torch"].set_num_threads(threads)
+    logs.setup(getattr(command, "v", False))
+    command.run()
+    return 0
+
+
+def _overview(prog: str, description: str, commands: Mapping[str, tuple[str, str]]) -> str:
+    width = max(map(len, commands), default=0)
+    verbs = [f"  {verb:<{width}}  {text}" for verb, (_, text) in commands.items()]
+    return "\n".join(
+        [
+            f"usage: {prog} VERB [flags]",
+            "",
+            description,
+            "",
+            *verbs,
+            "",
+            f"{prog} VERB --help lists a verb's flags; {prog} --version says the version.",
+        ]
+    )
+
+
+def _load(target: str) -> Any:
+    """Import `module:Class`; a missing third-party package is a lack, not a fault."""
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in ("", "shorthaul", module.split(".")[0]):
+            raise
+        raise EnvironmentLack(
+            f"the Python package {missing!r} is not installed; pip install {missing}"
+        ) from error
+
+
+def _parse(command: Any, prog: str, argv: list[str]) -> Any:
+    """Parse with tyro, but answer a mistake with one line instead of a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed, unknown = tyro.cli(
+                command,
+                prog=prog,
+                args=argv,
+                return_unknown_args=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(f"{_unboxed(said.getvalue())}; {prog} --help lists the flags") from None
+    if unknown:
+        word = unknown[0]
+        if not word.startswith("-"):
+            raise UserError(f"unexpected argument {word!r}; {prog} --help lists the flags")
+        flag = word.split("=")[0]
+        raise UserError(f"unknown flag {flag!r}{nearest(flag, _flags(command))}")
+    return parsed
+
+
+def _unboxed(text: str) -> str:
+    """Take the statement out of tyro's box: the lines above its first rule."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        words = line.strip("│╭╮╰╯─ ").strip()
+        if line.startswith("╭"):
+            continue
+        if not words and lines:
+            break
+        if words:
+            lines.append(words)
+    return " ".join(lines) or "the arguments cannot be read"
+
+
+def _flags(cls: Any, prefix: str = "--") -> list[str]:
+    """List a command's flags, those of nested dataclasses with their dots."""
+    flags: list[str] = []
+    for name, hint in _hints(cls).items():
+        flag = prefix + name.replace("_", "-")
+        flags += _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else [flag]
+    return flags
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+def emit(obj: Any, json_path: Path | None, text: str | None = None) -> None:
+    """Show a result to a person and, when asked, write it for a program.
+
+    Args:
+        obj: The result, of anything `atomic.plain` takes.
+        json_path: File for the JSON, or `-` for standard output, or None for none.
+        text: What the person reads; None shows the JSON.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    document = json_module.dumps(atomic.plain(obj), indent=1, allow_nan=False)
+    if json_path is not None and str(json_path) == "-":
+        print(document)
+        if text is not None:  # standard output is the program's now
+            print(text, file=sys.stderr)
+        return
+    print(document if text is None else text)
+    if json_path is not None:
+        try:
+            atomic.write_text(json_path, document + "\n")
+        except OSError as error:
+            raise UserError(f"--json {json_path}: cannot be written ({error.strerror})") from error
+
+
+def load_preset(
+    cls: type[T], path: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> T:
+    """Build a configuration: defaults, then a TOML preset, then flags.
+
+    Args:
+        cls: A dataclass, possibly holding further dataclasses.
+        path: The preset, or None for none.
+        overrides: Values given as flags, nested or with dots (`{"model.width": 8}`); None means
+            that the flag was not given.
+
+    Returns:
+        An instance; its `__post_init__` has checked it.
+
+    Raises:
+        UserError: The preset is missing or no TOML, a key is unknown, or a value has a wrong type.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(Path(path).read_text())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise UserError(f"{path}: not TOML ({error})") from error
+        _build(cls, tree, "", f"{path}: ")
+    for key, value in _dotted(overrides or {}):
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return typing.cast(T, _build(cls, tree, "", ""))
+
+
+def _dotted(overrides: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}", value
+
+
+def _build(cls: Any, tree: Any, prefix: str, where: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where}{prefix.rstrip('.')}: a table is wanted, not {tree!r}")
+    hints = _hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = key.replace("-", "_")
+        if name not in hints:
+            raise UserError(f"{where}unknown key {prefix + key!r}{nearest(key, hints)}")
+        values[name] = _convert(hints[name], value, f"{prefix}{key}", where)
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.init
+        and f.name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"{where}{prefix}{missing[0]} is missing")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, key: str, where: str) -> Any:
+    """Check a TOML value against a type hint, turning it where TOML has no such type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    wrong = UserError(f"{where}{key} = {value!r} is not {_words(hint)}")
+    if origin is Annotated:
+        return _convert(arguments[0], value, key, where)
+    if origin in (types.UnionType, typing.Union):
+        for choice in arguments:
+            with contextlib.suppress(UserError):
+                return _convert(choice, value, key, where)
+        raise wrong
+    if dataclasses.is_dataclass(hint):
+        return value if type(value) is hint else _build(hint, value, f"{key}.", where)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise wrong
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise wrong
+        fixed = origin is tuple and Ellipsis not in arguments
+        if fixed and len(value) != len(arguments):
+            raise wrong
+        inner = arguments if fixed else arguments[:1] * len(value)
+        return origin(_convert(h, v, key, where) for h, v in zip(inner, value, strict=True))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise wrong
+        return {k: _convert(arguments[1], v, f"{key}.{k}", where) for k, v in value.items()}
+    if hint is Any:
+        return value
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    expected = type(None) if hint is None else hint
+    if type(value) is bool and expected is not bool:  # a bool is an int to Python, not to a reader
+        raise wrong
+    if not isinstance(value, expected):
+        raise wrong
+    return value
+
+
+def _words(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -1,0 +1,185 @@
+"""Real data that package managers carry; nothing is downloaded.
+
+Each set is checked against SHA-256 sums of its content, so that a result names the data it is of.
+"""
+
+import gzip
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from shorthaul.errors import EnvironmentLack, Fault, UserError
+
+Bytes = npt.NDArray[np.uint8]
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+# Of the decompressed content: a distribution may compress the same data anew.
+_FASHION_MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+_IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
+
+@dataclass(frozen=True)
+class FashionMnist:
+    """Fashion-MNIST: 28 x 28 grey images of ten kinds of clothing.
+
+    Attributes:
+        train_images: uint8 [60000, 28, 28].
+        train_labels: uint8 [60000], 0 to 9.
+        test_images: uint8 [10000, 28, 28].
+        test_labels: uint8 [10000].
+    """
+
+    train_images: Bytes
+    train_labels: Bytes
+    test_images: Bytes
+    test_labels: Bytes
+
+
+def sha256(path: Path | str) -> str:
+    """Give the SHA-256 of a file's content, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest(paths: Iterable[Path | str]) -> dict[str, dict[str, Any]]:
+    """Give name, size in bytes and SHA-256 of files, for a record of what was read.
+
+    Raises:
+        UserError: A file is missing.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        found[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return found
+
+
+def idx(path: Path | str) -> npt.NDArray[Any]:
+    """Read an IDX file (the format of MNIST), gzip-compressed or not.
+
+    Args:
+        path: The file. Two zero bytes, a type byte, the number of dimensions, each dimension as a
+            big-endian 32-bit number, then the values in row-major order.
+
+    Returns:
+        A writable array in native byte order.
+
+    Raises:
+        UserError: The file is missing, is no IDX file, or is shorter or longer than it says.
+    """
+    return _idx(_content(Path(path)), str(path))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _idx(raw: bytes, name: str) -> npt.NDArray[Any]:
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES:
+        raise UserError(f"{name}: not an IDX file (it starts with {raw[:4].hex() or 'nothing'})")
+    start = 4 + 4 * raw[3]
+    if len(raw) < start:
+        raise UserError(f"{name}: truncated in its header")
+    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", raw[3], 4))
+    dtype = np.dtype(_IDX_TYPES[raw[2]])
+    wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if len(raw) - start != wanted:
+        raise UserError(f"{name}: {len(raw) - start} bytes of values, {wanted} announced")
+    values = np.frombuffer(raw, dtype, offset=start).reshape(shape)
+    return values.astype(dtype.newbyteorder("="))
+
+
+def fashion_mnist(root: Path | None = None) -> FashionMnist:
+    """Read Fashion-MNIST as Debian packages it.
+
+    Args:
+        root: Folder with the four gzip-compressed IDX files; None is where Debian puts them.
+
+    Returns:
+        The arrays; see `FashionMnist`.
+
+    Raises:
+        EnvironmentLack: The files are not there; the message names the package.
+        UserError: A file is damaged: its content is not the published one.
+    """
+    folder = FASHION_MNIST if root is None else Path(root)
+    arrays: list[Bytes] = []
+    for name, digest in _FASHION_MNIST_SHA256.items():
+        path = folder / f"{name}.gz"
+        if not path.is_file():
+            raise EnvironmentLack(
+                f"{path} is missing; apt-get install dataset-fashion-mnist (Debian non-free)"
+            )
+        raw = _content(path)
+        if hashlib.sha256(raw).hexdigest() != digest:
+            raise UserError(f"{path}: its content is not Fashion-MNIST's; reinstall the package")
+        arrays.append(_idx(raw, str(path)))
+    return FashionMnist(*arrays)
+
+
+def text_corpus(name: str = "python-topics", root: Path | None = None) -> bytes:
+    """Give a text to train on.
+
+    Args:
+        name: `python-topics`, the language reference that ships with every CPython (topics in
+            alphabetical order, about 700 kB), or the path of a file.
+        root: Folder a relative path starts from; None is the current one.
+
+    Returns:
+        The text, UTF-8.
+
+    Raises:
+        EnvironmentLack: This Python was packaged without its documentation topics.
+        UserError: There is no such file, or it is empty.
+    """
+    if name == "python-topics":
+        try:
+            from pydoc_data.topics import topics
+        except ImportError as error:
+            raise EnvironmentLack(
+                "pydoc_data is missing; apt-get install libpython3-stdlib"
+            ) from error
+        return "\n\n".join(topics[key] for key in sorted(topics)).encode()
+    path = (root or Path()) / name
+    if not path.is_file():
+        raise UserError(f"text {name!r}: neither 'python-topics' nor a file")
+    text = path.read_bytes()
+    if not text:
+        raise UserError(f"{path}: empty")
+    return text
+
+
+def digits() -> tuple[Bytes, Bytes]:
+    """Give scikit-learn's handwritten digits.
+
+    Returns:
+        Images uint8 [1797, 8, 8] with values 0 to 16, and labels uint8 [1797].
+
+    Raises:
+        EnvironmentLack: scikit-learn is not installed.
+        Fault: Its data has another shape than documented.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise EnvironmentLack(
+            "scikit-learn is not installed; pip install 'shorthaul-common[digits]'"
+        ) from error
+    bunch = load_digits()
+    if bunch.images.shape != (1797, 8, 8):
+        raise Fault(f"digits have the shape {bunch.images.shape}, not (1797, 8, 8)")
+    return bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)

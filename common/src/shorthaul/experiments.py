@@ -1,0 +1,373 @@
+"""Experiments: what they are, what they return, how one is run and recorded.
+
+An experiment returns a `Summary`; it draws nothing and writes nothing but metrics.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import tyro
+from shorthaul import atomic, cli, logs, plots
+from shorthaul.errors import UserError
+from shorthaul.records import Run, without_none
+
+Kind = Literal["measured", "virtual", "simulated", "predicted", "paper"]
+Style = Literal["bars", "lines", "stacked", "points"]
+
+_log = logs.get(__name__)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One system's values in a figure.
+
+    Attributes:
+        name: The system; it decides the colour.
+        y: One value per entry of the figure's `x`; None where there is none.
+        kind: Where the values come from; anything but `measured` is drawn so that it shows.
+        low: Lower ends of error bars, or None for none.
+        high: Upper ends.
+    """
+
+    name: str
+    y: list[float | None]
+    kind: Kind = "measured"
+    low: list[float | None] | None = None
+    high: list[float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as data; `plots` draws it.
+
+    Attributes:
+        id: File name and anchor.
+        title: What it shows, as a statement where there is one.
+        style: `bars`, `lines`, `stacked` (bars of parts) or `points`.
+        x: Categories or numbers.
+        x_label: Quantity and unit.
+        y_label: Quantity and unit.
+        series: The systems.
+        note: What a reader must know, such as why the paper's values differ.
+        log_x: Logarithmic x.
+        log_y: Logarithmic y.
+
+    Raises:
+        ValueError: A series has not as many values as there are x.
+    """
+
+    id: str
+    title: str
+    style: Style
+    x: list[str | float]
+    x_label: str
+    y_label: str
+    series: list[Series]
+    note: str = ""
+    log_x: bool = False
+    log_y: bool = False
+
+    def __post_init__(self) -> None:
+        for series in self.series:
+            for values in (series.y, series.low, series.high):
+                if values is not None and len(values) != len(self.x):
+                    raise ValueError(
+                        f"figure {self.id}, series {series.name}: {len(values)} values for "
+                        f"{len(self.x)} x"
+                    )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; rows are lists of cells in the order of `columns`."""
+
+    id: str
+    title: str
+    columns: list[str]
+    rows: list[list[Any]]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"table {self.id}: {len(row)} cells for {len(self.columns)}")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an experiment found.
+
+    Attributes:
+        metrics: Nested mapping of numbers, words and lists; claims name entries by dotted paths.
+        figures: Figures to draw.
+        tables: Tables to show.
+        notes: Sentences for the reader.
+        emulated: What stands in for real hardware, in words, or None.
+        noise: A/A noise of the machine during the run, as `stats.noise` gives it, or None.
+    """
+
+    metrics: dict[str, Any]
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    emulated: str | None = None
+    noise: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the summary as plain data."""
+        plain: dict[str, Any] = atomic.plain(self)
+        return plain
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read `to_json`'s data, or a whole `summary.json`, back."""
+        figures = [
+            Figure(**{**figure, "series": [Series(**series) for series in figure["series"]]})
+            for figure in data.get("figures", [])
+        ]
+        return cls(
+            metrics=dict(data["metrics"]),
+            figures=figures,
+            tables=[Table(**table) for table in data.get("tables", [])],
+            notes=list(data.get("notes", [])),
+            emulated=data.get("emulated"),
+            noise=data.get("noise"),
+        )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an experiment is given.
+
+    Attributes:
+        scale: `smoke`, `small` or `paper`.
+        settings: The scale's settings with overrides applied.
+        seed: Seed of everything random.
+        run: The run folder; `run.metric(...)` appends to its log.
+        workdir: Scratch folder. It is kept when the run fails, so that a second run with the same
+            stamp can continue from it, and removed when the run succeeds.
+    """
+
+    scale: str
+    settings: dict[str, Any]
+    seed: int
+    run: Run
+    workdir: Path
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A figure or table of the paper, or one of ours.
+
+    Attributes:
+        id: Its name, that of its module.
+        title: What it shows.
+        source: Where the paper has it, or `ours`.
+        run: Does it.
+        scales: Settings per scale.
+        minutes: Expected minutes per scale on two cores.
+        gigabytes: Expected peak of disk and memory per scale; absent means below 1.
+        needs: Hardware a scale requires, in words, said before it starts.
+    """
+
+    id: str
+    title: str
+    source: str
+    run: Callable[[Context], Summary]
+    scales: dict[str, dict[str, Any]]
+    minutes: dict[str, float]
+    gigabytes: dict[str, float] = field(default_factory=dict)
+    needs: dict[str, str] = field(default_factory=dict)
+
+
+def registry(package: str) -> dict[str, Experiment]:
+    """Import every module of a package that defines `EXPERIMENT`.
+
+    Args:
+        package: Import name, such as `pipe_bd.experiments`.
+
+    Returns:
+        The experiments by id, in order of id.
+    """
+    found: dict[str, Experiment] = {}
+    for entry in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        module = importlib.import_module(f"{package}.{entry.name}")
+        experiment = getattr(module, "EXPERIMENT", None)
+        if isinstance(experiment, Experiment):
+            if experiment.id in found:
+                raise ValueError(f"two experiments are called {experiment.id}")
+            found[experiment.id] = experiment
+    return dict(sorted(found.items()))
+
+
+def get(experiments: Mapping[str, Experiment], id: str) -> Experiment:
+    """Look an experiment up.
+
+    Raises:
+        UserError: There is none of that id; the message names the nearest.
+    """
+    if id not in experiments:
+        raise UserError(f"unknown experiment {id!r}{cli.nearest(id, experiments)}")
+    return experiments[id]
+
+
+def settings(experiment: Experiment, scale: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve the settings of a scale.
+
+    Raises:
+        UserError: The scale or an override's key is unknown.
+    """
+    if scale not in experiment.scales:
+        known = cli.nearest(scale, experiment.scales)
+        raise UserError(f"{experiment.id} has no scale {scale!r}{known}")
+    resolved = dict(experiment.scales[scale])
+    for key, value in overrides.items():
+        if key not in resolved:
+            raise UserError(f"{experiment.id} has no setting {key!r}{cli.nearest(key, resolved)}")
+        resolved[key] = value
+    return resolved
+
+
+def run(
+    experiment: Experiment,
+    *,
+    artifact: str,
+    scale: str,
+    seed: int = 0,
+    root: Path = Path("runs"),
+    stamp: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Run:
+    """Run an experiment and record it.
+
+    Args:
+        experiment: What to run.
+        artifact: Import name of the artifact.
+        scale: Which of its scales.
+        seed: Seed.
+        root: Folder of all runs.
+        stamp: Name of the run folder. One that already holds a summary of the same configuration
+            is returned as it is; without a summary, work continues in it.
+        overrides: Settings that replace those of the scale.
+
+    Returns:
+        The run, with `summary.json`, every figure as CSV and SVG, every table as CSV. A run that
+        fails raises and leaves no summary.
+
+    Raises:
+        UserError: Unknown scale or setting, or the stamp holds another configuration.
+    """
+    resolved = settings(experiment, scale, overrides or {})
+    config = {
+        "artifact": artifact,
+        "experiment": experiment.id,
+        "scale": scale,
+        "seed": seed,
+        "settings": resolved,
+    }
+    if stamp is not None:
+        known = Run(Path(root) / artifact / experiment.id / stamp)
+        if known.succeeded and known.config() == without_none(atomic.plain(config)):
+            _log.info("%s: stamp %s is already there", experiment.id, stamp)
+            return known
+    if scale in experiment.needs:
+        print(f"{experiment.id} --scale {scale} needs: {experiment.needs[scale]}", file=sys.stderr)
+    record = Run.create(
+        artifact, experiment.id, config=config, seed=seed, scale=scale, root=root, stamp=stamp
+    )
+    workdir = record.path / "work"
+    workdir.mkdir(exist_ok=True)
+    with record:
+        summary = experiment.run(Context(scale, resolved, seed, record, workdir))
+        for figure in summary.figures:
+            record.write_text(f"figures/{figure.id}.csv", plots.csv(figure))
+            record.write_text(f"figures/{figure.id}.svg", plots.svg(figure))
+        for table in summary.tables:
+            record.write_text(f"tables/{table.id}.csv", plots.table_csv(table))
+        record.write_summary({"title": experiment.title, **summary.to_json()})
+    shutil.rmtree(workdir)
+    return record
+
+
+def listing(experiments: Mapping[str, Experiment]) -> str:
+    """Give a text table of experiments: id, minutes per scale, title."""
+    rows = [
+        (
+            e.id,
+            " ".join(
+                f"{scale} {e.minutes[scale]:g} min" for scale in e.scales if scale in e.minutes
+            ),
+            f"{e.title} ({e.source})",
+        )
+        for e in experiments.values()
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Reproduce(cli.Common):
+    """Run an experiment at a scale and record it; an artifact subclasses this with its names."""
+
+    artifact: ClassVar[str]
+    package: ClassVar[str]
+
+    id: tyro.conf.Positional[str] = "all"
+    """Experiment, or all."""
+    scale: str = "smoke"
+    """smoke, small or paper."""
+    list: bool = False
+    """List the experiments with minutes per scale, and stop."""
+    dry_run: bool = False
+    """Say what would run, and stop."""
+    root: Path = Path("runs")
+    """Folder of all runs."""
+    stamp: str | None = None
+    """Name of the run folder; the same name again resumes."""
+
+    def run(self) -> None:
+        """List, plan or run."""
+        known = registry(self.package)
+        if self.list:
+            cli.emit(
+                {e.id: {"title": e.title, "minutes": e.minutes} for e in known.values()},
+                self.json,
+                listing(known),
+            )
+            return
+        if self.id == "all":
+            chosen = [e for e in known.values() if self.scale in e.scales]
+        else:
+            chosen = [get(known, self.id)]
+        for experiment in chosen:
+            settings(experiment, self.scale, {})
+        if self.dry_run:
+            cli.emit(
+                {e.id: settings(e, self.scale, {}) for e in chosen},
+                self.json,
+                listing({e.id: e for e in chosen}),
+            )
+            return
+        runs = [
+            run(
+                experiment,
+                artifact=self.artifact,
+                scale=self.scale,
+                seed=self.seed,
+                root=self.root,
+                stamp=self.stamp,
+            )
+            for experiment in chosen
+        ]
+        cli.emit(
+            {record.path.parent.name: record.summary()["metrics"] for record in runs},
+            self.json,
+            "\n".join(str(record.path) for record in runs),
+        )

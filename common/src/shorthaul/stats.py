@@ -1,0 +1,110 @@
+"""Comparing two things on a machine that is never quiet: interleave, pair, take medians."""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def median(values: Sequence[float]) -> float:
+    """Give the median.
+
+    Raises:
+        ValueError: `values` is empty.
+    """
+    if not values:
+        raise ValueError("median of nothing")
+    return float(statistics.median(values))
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Bound the median by order statistics, which assume no distribution.
+
+    With few values (under six for 95 %) no pair of them reaches the confidence; the interval is
+    then the whole range.
+
+    Args:
+        values: Independent measurements.
+        confidence: Least probability that the interval covers the median.
+
+    Returns:
+        The lower and upper bound.
+    """
+    ordered = sorted(values)
+    n = len(ordered)
+    below, cut = 0.0, 0
+    for k in range(n // 2):
+        below += math.comb(n, k) / 2**n
+        if 1 - 2 * below < confidence:
+            break
+        cut = k
+    return float(ordered[cut]), float(ordered[n - 1 - cut])
+
+
+def paired_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """Give the median of `a[i] / b[i]` and its 95 % interval.
+
+    Pairs measured side by side share the machine's mood, so their ratio is steadier than the ratio
+    of the medians.
+
+    Args:
+        a: Measurements of the first system.
+        b: Measurements of the second, taken alternately with the first.
+
+    Returns:
+        `median`, `low` and `high`.
+
+    Raises:
+        ValueError: The lengths differ or are zero, or a `b` is zero.
+    """
+    if len(a) != len(b) or not a:
+        raise ValueError(f"pairs needed: {len(a)} against {len(b)} measurements")
+    if not all(b):
+        raise ValueError("a measurement of zero has no ratio")
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    low, high = median_interval(ratios)
+    return {"median": median(ratios), "low": low, "high": high}
+
+
+def noise(a1: Sequence[float], a2: Sequence[float]) -> dict[str, float]:
+    """Measure the machine's own A/A noise: one system against itself.
+
+    Args:
+        a1: Measurements of a system.
+        a2: Measurements of the same system, taken alternately.
+
+    Returns:
+        `median`, `low`, `high` of the paired ratio, and `spread`: the farthest of them from 1. A
+        difference between systems below `spread` says nothing.
+    """
+    ratio = paired_ratio(a1, a2)
+    return {**ratio, "spread": max(abs(value - 1) for value in ratio.values())}
+
+
+def interleave(
+    runners: Mapping[str, Callable[[], T]], repetitions: int, *, warmup: int = 0
+) -> dict[str, list[T]]:
+    """Run A B A B …, so that drift of the machine falls on all alike.
+
+    Args:
+        runners: What to run, by name.
+        repetitions: Measurements kept of each.
+        warmup: Rounds run first and thrown away.
+
+    Returns:
+        Each runner's results in order.
+
+    Raises:
+        ValueError: `repetitions` is below 1.
+    """
+    if repetitions < 1:
+        raise ValueError(f"repetitions {repetitions}: at least 1")
+    results: dict[str, list[T]] = {name: [] for name in runners}
+    for round_ in range(warmup + repetitions):
+        for name, runner in runners.items():
+            result = runner()
+            if round_ >= warmup:
+                results[name].append(result)
+    return results
