@@ -25,7 +25,7 @@ build: setup ## recompile the C++ modules in place
 
 demo: setup-demo ## each artifact's headline claims on real input, the claims table, the report
 	@$(PYTHON_BIN) ci/reproduce.py headline $(SCALE)
-	@$(PYTHON_BIN) ci/report.py
+	@$(PYTHON_BIN) ci/report.py --scale $(SCALE)
 
 test: setup ## lint and every test
 	@ci/test
@@ -35,7 +35,7 @@ kick-tires: setup-demo ## every experiment at scale smoke, a PASS table
 
 claims: setup-demo ## every experiment at scale small, then the gated claims decide
 	@$(PYTHON_BIN) ci/reproduce.py all $(SCALE)
-	@$(PYTHON_BIN) ci/report.py --gate --artifact-md
+	@$(PYTHON_BIN) ci/report.py --scale $(SCALE) --gate --artifact-md
 
 report: setup-demo ## the report and the claims tables from the runs that are there
 	@$(PYTHON_BIN) ci/report.py --artifact-md
@@ -60,12 +60,12 @@ clean: ## builds, caches, stamps and the environment; runs/ and report/ stay
 define artifact_rules
 $(1): setup-demo
 	@$$(PYTHON_BIN) ci/reproduce.py headline $$(SCALE) $(1)
-	@$$(PYTHON_BIN) ci/report.py $(1)
+	@$$(PYTHON_BIN) ci/report.py --scale $$(SCALE) $(1)
 
 .PHONY: $(1)-claims $(1)-test
 $(1)-claims: setup-demo
 	@$$(PYTHON_BIN) ci/reproduce.py all $$(SCALE) $(1)
-	@$$(PYTHON_BIN) ci/report.py --gate --artifact-md $(1)
+	@$$(PYTHON_BIN) ci/report.py --scale $$(SCALE) --gate --artifact-md $(1)
 
 $(1)-test: setup
 	@ci/test $(1)
