@@ -17,6 +17,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from shorthaul import atomic, claims, experiments, report
 from shorthaul.errors import ShorthaulError
@@ -162,7 +163,7 @@ def show(found: report.ArtifactReport) -> None:
 def main() -> int:
     """Does what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--scale", choices=claims.SCALES, help="only runs of this scale")
+    parser.add_argument("--scale", choices=get_args(claims.Scale), help="only runs of this scale")
     parser.add_argument("--gate", action="store_true", help="exit 1 when a gated claim fails")
     parser.add_argument("--artifact-md", action="store_true", help="render the generated parts")
     parser.add_argument("--out", type=Path, default=Path("report/index.html"))

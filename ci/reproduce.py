@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from shorthaul import claims
 
@@ -111,7 +112,7 @@ def main() -> int:
     """Runs what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("which", choices=("headline", "all"))
-    parser.add_argument("scale", choices=claims.SCALES)
+    parser.add_argument("scale", choices=get_args(claims.Scale))
     parser.add_argument("artifact", nargs="*", default=[])
     given = parser.parse_args()
     known = artifacts()
