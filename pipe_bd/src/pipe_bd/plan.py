@@ -9,13 +9,13 @@ ranges, ragged when ``g`` does not divide it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from shorthaul import atomic
 from shorthaul.errors import UserError
 
 FORMAT = "pipe-bd-plan"
@@ -244,28 +244,12 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically."""
-        from shorthaul import atomic
-
-        atomic.write_json(Path(path), self.to_dict())
+        atomic.write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan file; a missing or malformed one is a one-line `UserError`."""
-        return cls.from_dict(read_json_object(path, "plan"), source=str(path))
-
-
-def read_json_object(path: str | Path, what: str) -> object:
-    """Parse a JSON file that a user named, turning each failure into one line."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such {what} file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the {what}: {error}") from None
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+        return cls.from_dict(atomic.read_json(path), source=str(path))
 
 
 def _integer(value: object, field_name: str, source: str) -> int:

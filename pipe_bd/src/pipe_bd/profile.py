@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipe_bd.plan import read_json_object
+from shorthaul import atomic
 from shorthaul.errors import UserError
 
 FORMAT = "pipe-bd-profile"
@@ -251,14 +251,12 @@ class Profile:
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON, atomically."""
-        from shorthaul import atomic
-
-        atomic.write_json(Path(path), self.to_dict())
+        atomic.write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
         """Read a profile file; a missing or malformed one is a one-line `UserError`."""
-        return cls.from_dict(read_json_object(path, "profile"), source=str(path))
+        return cls.from_dict(atomic.read_json(path), source=str(path))
 
 
 def _block(row: object, number: int, source: str) -> BlockProfile:
