@@ -16,7 +16,7 @@ from shorthaul.errors import UserError
 
 from pipe_bd import _core
 from pipe_bd.plan import Plan, Stage
-from pipe_bd.profile import BlockProfile, Profile, StageCost
+from pipe_bd.profile import BlockProfile, Profile, StageCost, Unavailable
 from pipe_bd.tables import native
 
 _PARTS = ("teacher_s", "student_s", "allreduce_s", "update_s", "link_s")
@@ -40,7 +40,7 @@ def plan(
         reference: Search with the plain Python dynamic programme instead of the C++ one.
 
     Raises:
-        UserError: No plan fits; the message names the block that stands in the way.
+        Unavailable: No plan fits; the message names the block that stands in the way.
     """
     _check(devices, memory_bytes)
     if reference:
@@ -56,7 +56,7 @@ def plan(
         )
         stages = tuple(Stage(*row) for row in rows)
     if not stages:
-        raise UserError(_infeasible(profile, devices, memory_bytes, largest_group, failed))
+        raise Unavailable(_infeasible(profile, devices, memory_bytes, largest_group, failed))
     return Plan(
         stages=stages,
         period_s=period,
@@ -84,7 +84,7 @@ def layer_scheduling(profile: Profile, devices: int) -> tuple[tuple[int, ...], .
     for index, block in enumerate(profile.blocks):
         reason = profile.missing(index, index, 1)
         if reason is not None:
-            raise UserError(reason)
+            raise Unavailable(reason)
         teacher += block.teacher_s[1]
         costs.append(profile.loader_s + teacher + block.student_s[1] + block.update_s)
     return tuple(tuple(blocks) for blocks in _core.bin_pack(costs, devices))

@@ -40,6 +40,10 @@ GroupMap = Mapping[int, float]
 _T = TypeVar("_T")
 
 
+class Unavailable(UserError):
+    """The profile cannot answer: a group size was not measured, or no plan fits."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """Raw measured times, kept so that the simulator draws from distributions, not means."""
@@ -183,7 +187,7 @@ class Profile:
         """
         reason = self.missing(first, last, g)
         if reason is not None:
-            raise UserError(reason)
+            raise Unavailable(reason)
         blocks = self.blocks[first : last + 1]
         memory = [block.memory_bytes.get(g) for block in blocks]
         return StageCost(

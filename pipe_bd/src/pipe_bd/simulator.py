@@ -23,7 +23,7 @@ from pipe_bd.options import SCHEDULES, check_schedule
 from pipe_bd.plan import Plan
 from pipe_bd.planner import layer_scheduling
 from pipe_bd.planner import plan as best_plan
-from pipe_bd.profile import Profile
+from pipe_bd.profile import Profile, Unavailable
 from pipe_bd.tables import native
 
 MAX_DEVICES = 1024
@@ -134,8 +134,8 @@ def simulate(
         jitter: Uniform noise of up to this fraction on every block time, up and down.
 
     Raises:
-        UserError: The profile lacks a group size that the schedule needs, the plan does not fit,
-            or an argument is out of range.
+        Unavailable: The profile lacks a group size that the schedule needs.
+        UserError: The plan does not fit, or an argument is out of range.
     """
     check_schedule(schedule)
     _in_range("--devices", devices, 1, MAX_DEVICES)
@@ -197,7 +197,7 @@ def sweep(
         for schedule in schedules:
             try:
                 results.append(simulate(profile, schedule, devices, **options))
-            except UserError as error:
+            except Unavailable as error:
                 results.append((schedule, devices, str(error)))
     return results
 
@@ -216,7 +216,7 @@ def _need(profile: Profile, chosen: Plan) -> None:
     for stage in chosen.stages:
         reason = profile.missing(stage.first, stage.last, stage.devices)
         if reason is not None:
-            raise UserError(reason)
+            raise Unavailable(reason)
 
 
 def _use(busy_s: np.ndarray, total_s: float) -> tuple[DeviceUse, ...]:

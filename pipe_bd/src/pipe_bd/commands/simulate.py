@@ -73,6 +73,7 @@ class Simulate(Common):
         devices: int,
     ) -> tuple[list[Row], float | None]:
         """Rows of one device count, and the period of dp there, None where it cannot run."""
+        from pipe_bd.profile import Unavailable
         from pipe_bd.simulator import simulate
 
         options: dict[str, Any] = {
@@ -88,7 +89,7 @@ class Simulate(Common):
             use = chosen if schedule == "ahd" or self.schedule == schedule else None
             try:
                 result = simulate(profile, schedule, devices, plan=use, **options)
-            except UserError as error:
+            except Unavailable as error:
                 # Asked for by name it is the user's error; in a table it is a gap with a reason.
                 if self.schedule == schedule or use is not None:
                     raise
