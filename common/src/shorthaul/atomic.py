@@ -14,17 +14,10 @@ from shorthaul.errors import UserError
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """Replace a file by `data`, durably.
+    """Replace a file by `data`, durably; missing parent folders are created.
 
     The bytes go to a temporary file in the same folder, are synced, renamed over `path`, and the
-    folder is synced. Missing parent folders are created; a failure leaves `path` as it was.
-
-    Args:
-        path: File to create or replace.
-        data: Its whole new content.
-
-    Raises:
-        OSError: The folder cannot be written or the disk is full.
+    folder is synced. A failure (OSError) leaves `path` as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,15 +47,9 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def plain(obj: Any) -> Any:
-    """Turn dataclasses, paths, numpy values and sets into what JSON can hold.
+    """Turn dataclasses, paths, sets, numpy values and tensors into what JSON can hold.
 
-    A number that is not finite becomes `None`: JSON has no NaN, and strict readers refuse it.
-
-    Args:
-        obj: Any nesting of mappings, sequences, dataclasses, numpy scalars and arrays, tensors.
-
-    Returns:
-        The same nesting of `dict`, `list`, `str`, `int`, `float`, `bool` and `None`.
+    A number that is not finite becomes None: JSON has no NaN, and strict readers refuse it.
 
     Raises:
         TypeError: A value has no JSON form.

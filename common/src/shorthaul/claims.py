@@ -4,13 +4,13 @@
 """
 
 import itertools
-import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from shorthaul.cli import load_preset
+from shorthaul import cli
 from shorthaul.errors import UserError
 from shorthaul.records import latest
 
@@ -18,22 +18,16 @@ if TYPE_CHECKING:
     from shorthaul.experiments import Experiment
 
 Scale = Literal["smoke", "small", "paper"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
 Status = Literal["passed", "failed", "not run", "not gated", "not possible"]
 
 
 @dataclass(frozen=True)
 class Expect:
-    """What a metric must be; one of the forms below.
+    """What a metric must be: `exact`, `rel` with `of`, `min`, `max`, both, or `monotone`.
 
-    Attributes:
-        exact: Equal to this value.
-        rel: Within this relative distance of `of`.
-        of: The value `rel` is relative to.
-        min: At least this.
-        max: At most this; may stand beside `min`.
-        monotone: `increasing` or `decreasing`, strictly; the metric is a list.
-
-    `rel`, `min` and `max` hold for every entry when the metric is a list.
+    `rel`, `min` and `max` are of every entry when the metric is a list; `monotone` is strict, of a
+    list of two or more. What is not a number (None where a run found NaN) fails all but `exact`.
     """
 
     exact: Any = None
@@ -83,20 +77,15 @@ class Expect:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim.
+    """One claim, a sentence, and the experiment that shows it.
 
     Attributes:
-        id: Its name.
-        says: The claim, a sentence.
-        source: Where it comes from.
-        experiment: Which experiment shows it.
         metric: Dotted path into the summary's `metrics`.
-        expect: What the metric must be.
         paper: The paper's own figure, in words.
         kind: `count` and `quality` are gated hard; `time` is a ratio beside the A/A noise.
         headline: Shown first, and run by the demo.
         scales: Scales at which it is gated.
-        reproduced: `real`, `virtual` or `simulated`; or `impossible` here, for the reason `why`.
+        reproduced: How; `impossible` has no experiment, metric and expect.
         why: Why it is emulated or impossible.
     """
 
@@ -109,30 +98,23 @@ class Claim:
     expect: Expect | None = None
     kind: Literal["count", "time", "quality"] = "count"
     headline: bool = False
-    scales: tuple[Scale, ...] = ("smoke", "small", "paper")
+    scales: tuple[Scale, ...] = SCALES
     reproduced: Literal["real", "virtual", "simulated", "impossible"] = "real"
     why: str = ""
 
     def __post_init__(self) -> None:
-        if self.reproduced == "impossible":
-            if not self.why:
-                raise UserError(f"claim {self.id}: impossible, but why is missing")
-        elif not (self.experiment and self.metric and self.expect):
-            raise UserError(f"claim {self.id}: experiment, metric and expect are needed")
+        shown = bool(self.experiment and self.metric and self.expect)
+        if self.reproduced != "impossible" and not shown:
+            raise UserError("experiment, metric and expect are needed")
+        if self.reproduced == "impossible" and (self.expect or not self.why):
+            raise UserError("impossible: wants why, and no expect")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim.
+    """What became of a claim: the value found, the folder and scale of the run it was found in.
 
-    Attributes:
-        claim: The claim.
-        status: What became of it.
-        value: The value found, or None.
-        run: Folder of the run it was found in, or None.
-        scale: Scale of that run, or None.
-        detail: Why it failed or did not run, in words.
-        noise: The run's A/A noise (`stats.noise`), or None.
+    `detail` says why it failed or did not run; `noise` is the run's A/A noise (`stats.noise`).
     """
 
     claim: Claim
@@ -177,25 +159,18 @@ def load(path: Path) -> list[Claim]:
         UserError: It is missing or no TOML, a key is unknown, a value has a wrong type, an id
             occurs twice.
     """
-    try:
-        document = tomllib.loads(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not TOML ({error})") from error
+    document = cli.read_toml(path)
     if set(document) - {"claim"}:
         raise UserError(f"{path}: unknown key {min(set(document) - {'claim'})!r}; known: claim")
     found: dict[str, Claim] = {}
     for index, entry in enumerate(document.get("claim", []), 1):
         name = entry.get("id", f"number {index}")
+        if name in found:
+            raise UserError(f"{path}: two claims are called {name!r}")
         try:
-            # A mapping here would be flattened as if it were flags, and an exact value may be one.
-            claim = load_preset(Claim, None, entry)
+            found[name] = cli.build(Claim, entry)
         except UserError as error:
             raise UserError(f"{path}: claim {name}: {error}") from error
-        if claim.id in found:
-            raise UserError(f"{path}: two claims are called {claim.id!r}")
-        found[claim.id] = claim
     return list(found.values())
 
 
@@ -218,52 +193,45 @@ def find(metrics: Any, path: str) -> Any:
 def check(
     claims: Iterable[Claim], root: Path, artifact: str, scale: str | None = None
 ) -> list[Verdict]:
-    """Compare claims with the newest run of their experiments.
+    """Compare claims with the newest run of their experiments, one verdict each, in order.
 
     Args:
         claims: What to check.
         root: Folder of all runs.
         artifact: Import name of the artifact.
         scale: Only runs of this scale; None takes the newest of any.
-
-    Returns:
-        One verdict per claim, in order.
     """
     return [_verdict(claim, root, artifact, scale) for claim in claims]
 
 
 def _verdict(claim: Claim, root: Path, artifact: str, scale: str | None) -> Verdict:
-    if claim.reproduced == "impossible" or claim.expect is None:
+    if claim.expect is None:
         return Verdict(claim, "not possible", detail=claim.why)
     run = latest(root, artifact, claim.experiment, scale)
     if run is None:
         at = f" at scale {scale}" if scale else ""
         return Verdict(claim, "not run", detail=f"{claim.experiment} has no finished run{at}")
     summary = run.summary()
-    where = {"run": run.path, "scale": summary["scale"], "noise": summary.get("noise")}
-    gated = summary["scale"] in claim.scales
+    value, detail = None, ""
     try:
         value = find(summary["metrics"], claim.metric)
     except KeyError as error:
         detail = f"the summary has no {claim.metric} (at {error.args[0]!r})"
-        return Verdict(claim, "failed" if gated else "not gated", detail=detail, **where)
-    if not gated:
-        return Verdict(claim, "not gated", value, **where)
-    if claim.expect.holds(value):
-        return Verdict(claim, "passed", value, **where)
-    detail = f"{show(value)} is not {claim.expect}"
-    return Verdict(claim, "failed", value, detail=detail, **where)
+    status: Status = "passed"
+    if summary["scale"] not in claim.scales:
+        status = "not gated"
+    elif detail or not claim.expect.holds(value):
+        status, detail = "failed", detail or f"{show(value)} is not {claim.expect}"
+    return Verdict(claim, status, value, run.path, summary["scale"], detail, summary.get("noise"))
 
 
-def tally(verdicts: Sequence[Verdict]) -> dict[str, int]:
+def tally(verdicts: Iterable[Verdict]) -> dict[str, int]:
     """Count verdicts by status."""
-    counts: dict[str, int] = {}
-    for verdict in verdicts:
-        counts[verdict.status] = counts.get(verdict.status, 0) + 1
-    return counts
+    return dict(Counter(verdict.status for verdict in verdicts))
 
 
-def _ordered(verdicts: Iterable[Verdict]) -> list[Verdict]:
+def ordered(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Put headline claims first."""
     return sorted(verdicts, key=lambda verdict: not verdict.claim.headline)
 
 
@@ -271,111 +239,76 @@ def table(verdicts: Sequence[Verdict]) -> str:
     """Give an aligned text table for terminals, headline claims first, with the tally below."""
     words = {"passed": "PASS", "failed": "FAIL"}
     rows = [["", "claim", "found", "expected", "paper", "scale"]]
-    for verdict in _ordered(verdicts):
-        claim = verdict.claim
-        rows.append(
-            [
-                words.get(verdict.status, verdict.status),
-                claim.id,
-                show(verdict.value),
-                str(claim.expect or "-"),
-                _short(claim.paper),
-                verdict.scale or "-",
-            ]
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for v in ordered(verdicts):
+        found, paper = show(v.value), v.claim.paper
+        paper = paper if len(paper) <= 32 else f"{paper[:31]}…"
+        expected, scale = str(v.claim.expect or "-"), v.scale or "-"
+        rows.append([words.get(v.status, v.status), v.claim.id, found, expected, paper, scale])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    counts = tally(verdicts)
-    lines.append("")
-    lines.append(", ".join(f"{count} {status}" for status, count in counts.items()) or "no claims")
-    return "\n".join(lines)
+    counts = ", ".join(f"{count} {status}" for status, count in tally(verdicts).items())
+    return "\n".join([*lines, "", counts or "no claims"])
 
 
-def _short(text: str, width: int = 32) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+def _markdown_table(head: str, rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    for row in rows:
+        cells = (cell.replace("|", "\\|").replace("\n", " ") for cell in row)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def markdown(verdicts: Sequence[Verdict]) -> str:
-    """Give the verdicts as a Markdown table."""
-    return _markdown_table(
-        ["claim", "verdict", "found", "expected", "paper", "scale"],
+def markdown(verdicts: Iterable[Verdict]) -> str:
+    """Give the verdicts as a Markdown table, headline claims first."""
+    rows = [
         (
-            [
-                verdict.claim.says,
-                f"**{verdict.status}**" if verdict.status == "failed" else verdict.status,
-                show(verdict.value),
-                str(verdict.claim.expect or "-"),
-                verdict.claim.paper,
-                verdict.scale or "-",
-            ]
-            for verdict in _ordered(verdicts)
-        ),
-    )
+            v.claim.says,
+            f"**{v.status}**" if v.status == "failed" else v.status,
+            show(v.value),
+            str(v.claim.expect or "-"),
+            v.claim.paper,
+            v.scale or "-",
+        )
+        for v in ordered(verdicts)
+    ]
+    return _markdown_table("| claim | verdict | found | expected | paper | scale |", rows)
 
 
 def artifact_md(
     claims: Iterable[Claim], experiments: Mapping[str, "Experiment"], command: str
 ) -> str:
-    """Render the table of `ARTIFACT.md`.
+    """Render the table of `ARTIFACT.md`: what is checked, how, at which cost.
 
     Args:
         claims: The artifact's claims.
         experiments: Its experiments by id, for minutes and gigabytes.
         command: Words before the experiment's id, such as `pipe-bd reproduce`.
 
-    Returns:
-        A Markdown table: claim, what is checked, command, expected, minutes and GB per scale,
-        how it is reproduced.
-
     Raises:
         UserError: A claim names an experiment that does not exist.
     """
     rows = []
     for claim in claims:
-        how = {"impossible": "not possible here"}.get(claim.reproduced, claim.reproduced)
-        if claim.why:
-            how = f"{how}: {claim.why}"
-        if claim.reproduced == "impossible":
-            rows.append([claim.says, "-", "-", "-", claim.paper, "-", how])
+        how: str = "not possible here" if claim.expect is None else claim.reproduced
+        how = f"{how}: {claim.why}" if claim.why else how
+        if claim.expect is None:
+            rows.append((claim.says, "-", "-", "-", claim.paper, "-", how))
             continue
         if claim.experiment not in experiments:
             raise UserError(f"claim {claim.id}: there is no experiment {claim.experiment!r}")
         experiment = experiments[claim.experiment]
-        scale = claim.scales[0]
-        cost = "; ".join(
-            f"{name}: {experiment.minutes[name]:g} min, {_gigabytes(experiment, name)}"
-            for name in claim.scales
-            if name in experiment.minutes
-        )
-        rows.append(
-            [
-                claim.says,
-                f"`{claim.metric}` ({claim.kind})",
-                f"`{command} {claim.experiment} --scale {scale}`",
-                str(claim.expect),
-                claim.paper,
-                cost,
-                how,
-            ]
-        )
-    head = ["claim", "what is checked", "command", "expected", "paper", "minutes and GB", "how"]
+        costs = [
+            f"{scale}: {minutes:g} min, {experiment.gigabytes.get(scale, '< 1')} GB"
+            for scale, minutes in experiment.minutes.items()
+            if scale in claim.scales
+        ]
+        checked = f"`{claim.metric}` ({claim.kind})"
+        call = f"`{command} {claim.experiment} --scale {claim.scales[0]}`"
+        expected, cost = str(claim.expect), "; ".join(costs)
+        rows.append((claim.says, checked, call, expected, claim.paper, cost, how))
+    head = "| claim | what is checked | command | expected | paper | minutes and GB | how |"
     return _markdown_table(head, rows)
-
-
-def _gigabytes(experiment: "Experiment", scale: str) -> str:
-    size = experiment.gigabytes.get(scale)
-    return "< 1 GB" if size is None else f"{size:g} GB"

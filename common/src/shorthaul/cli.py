@@ -25,6 +25,7 @@ from shorthaul import atomic, logs
 from shorthaul.errors import EnvironmentLack, ShorthaulError, UserError
 
 T = TypeVar("T")
+Commands = Mapping[str, tuple[str, str]]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -41,11 +42,7 @@ class Common:
     """Say more; a fault shows its traceback."""
 
     def run(self) -> None:
-        """Do what the command is for.
-
-        Raises:
-            NotImplementedError: A command did not define it.
-        """
+        """Do what the command is for."""
         raise NotImplementedError
 
 
@@ -62,10 +59,10 @@ def main(
     prog: str,
     version: str,
     description: str,
-    commands: Mapping[str, tuple[str, str]],
+    commands: Commands,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Run a command line.
+    """Run a command line and give its exit code.
 
     Args:
         prog: Name of the program.
@@ -74,16 +71,13 @@ def main(
         commands: Verb to `("module:Class", "one-line help")`. The module is imported only when its
             verb is asked for; the class is a dataclass with `run()`, usually a `Common`.
         argv: Arguments after the program's name; None takes those of the process.
-
-    Returns:
-        The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     verbose = "-v" in argv or "--v" in argv
     try:
-        code = _dispatch(prog, version, description, commands, argv)
+        _dispatch(prog, version, description, commands, argv)
         sys.stdout.flush()
-        return code
+        return 0
     except ShorthaulError as error:
         if verbose:
             traceback.print_exc()
@@ -108,20 +102,17 @@ def _say(prog: str, message: str, code: int) -> int:
     return code
 
 
-def _dispatch(
-    prog: str,
-    version: str,
-    description: str,
-    commands: Mapping[str, tuple[str, str]],
-    argv: list[str],
-) -> int:
+def _dispatch(prog: str, version: str, about: str, commands: Commands, argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
-        print(_overview(prog, description, commands))
-        return 0 if argv else 2
-    if argv[0] == "--version":
-        print(f"{prog} {version}")
-        return 0
+        width = max(map(len, commands), default=0)
+        verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, (_, text) in commands.items())
+        print(f"usage: {prog} VERB [flags]\n\n{about}\n\n{verbs}\n")
+        print(f"{prog} VERB --help lists a verb's flags; {prog} --version says the version.")
+        return
     verb, rest = argv[0], argv[1:]
+    if verb == "--version":
+        print(f"{prog} {version}")
+        return
     if verb not in commands:
         kind = "flag before the verb" if verb.startswith("-") else "verb"
         raise UserError(f"unknown {kind} {verb!r}{nearest(verb, commands)}")
@@ -134,23 +125,6 @@ def _dispatch(
         sys.modules["torch"].set_num_threads(threads)
     logs.setup(getattr(command, "v", False))
     command.run()
-    return 0
-
-
-def _overview(prog: str, description: str, commands: Mapping[str, tuple[str, str]]) -> str:
-    width = max(map(len, commands), default=0)
-    verbs = [f"  {verb:<{width}}  {text}" for verb, (_, text) in commands.items()]
-    return "\n".join(
-        [
-            f"usage: {prog} VERB [flags]",
-            "",
-            description,
-            "",
-            *verbs,
-            "",
-            f"{prog} VERB --help lists a verb's flags; {prog} --version says the version.",
-        ]
-    )
 
 
 def _load(target: str) -> Any:
@@ -221,12 +195,13 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def emit(obj: Any, json_path: Path | None, text: str | None = None) -> None:
-    """Show a result to a person and, when asked, write it for a program.
+    """Show a result to a person as `text` (None: as JSON) and write it for a program when asked.
 
     Args:
         obj: The result, of anything `atomic.plain` takes.
-        json_path: File for the JSON, or `-` for standard output, or None for none.
-        text: What the person reads; None shows the JSON.
+        json_path: File for the JSON, or `-` for standard output, which moves the text to standard
+            error; None for none.
+        text: What the person reads.
 
     Raises:
         UserError: The file cannot be written.
@@ -256,28 +231,27 @@ def load_preset(
         overrides: Values given as flags, nested or with dots (`{"model.width": 8}`); None means
             that the flag was not given.
 
-    Returns:
-        An instance; its `__post_init__` has checked it.
-
     Raises:
         UserError: The preset is missing or no TOML, a key is unknown, or a value has a wrong type.
     """
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            tree = tomllib.loads(Path(path).read_text())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise UserError(f"{path}: not TOML ({error})") from error
-        _build(cls, tree, "", f"{path}: ")
+    tree = {} if path is None else read_toml(path)
     for key, value in _dotted(overrides or {}):
         *parents, last = key.split(".")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    return typing.cast(T, _build(cls, tree, "", ""))
+    return typing.cast(T, build(cls, tree, f"{path}: " if path else ""))
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """Read a TOML file; a missing or damaged one is a UserError that names it."""
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not TOML ({error})") from error
 
 
 def _dotted(overrides: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -288,7 +262,18 @@ def _dotted(overrides: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[st
             yield f"{prefix}{key}", value
 
 
-def _build(cls: Any, tree: Any, prefix: str, where: str) -> Any:
+def build(cls: Any, tree: Any, where: str = "", prefix: str = "") -> Any:
+    """Make a dataclass from a TOML table, checking every key and type.
+
+    Args:
+        cls: The dataclass; its fields may be dataclasses.
+        tree: The table.
+        where: Put before every message, such as the file.
+        prefix: Keys of the tables around this one, each with a dot.
+
+    Raises:
+        UserError: A key is unknown or missing, or a value has a wrong type.
+    """
     if not isinstance(tree, Mapping):
         raise UserError(f"{where}{prefix.rstrip('.')}: a table is wanted, not {tree!r}")
     hints = _hints(cls)
@@ -298,63 +283,44 @@ def _build(cls: Any, tree: Any, prefix: str, where: str) -> Any:
         if name not in hints:
             raise UserError(f"{where}unknown key {prefix + key!r}{nearest(key, hints)}")
         values[name] = _convert(hints[name], value, f"{prefix}{key}", where)
-    missing = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.init
-        and f.name not in values
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise UserError(f"{where}{prefix}{missing[0]} is missing")
+    for field in dataclasses.fields(cls):
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if field.init and needed and field.name not in values:
+            raise UserError(f"{where}{prefix}{field.name} is missing")
     return cls(**values)
 
 
 def _convert(hint: Any, value: Any, key: str, where: str) -> Any:
-    """Check a TOML value against a type hint, turning it where TOML has no such type."""
+    """Check a TOML value against a type hint, converting where TOML has no such type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    wrong = UserError(f"{where}{key} = {value!r} is not {_words(hint)}")
+    name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    wrong = UserError(f"{where}{key} = {value!r} is not {name}")
     if origin is Annotated:
         return _convert(arguments[0], value, key, where)
     if origin in (types.UnionType, typing.Union):
-        for choice in arguments:
+        if isinstance(value, Mapping):  # say what is wrong inside the table, not that it is one
+            arguments = tuple(filter(dataclasses.is_dataclass, arguments)) or arguments
+        for choice in arguments[:-1]:
             with contextlib.suppress(UserError):
                 return _convert(choice, value, key, where)
-        raise wrong
+        return _convert(arguments[-1], value, key, where)
     if dataclasses.is_dataclass(hint):
-        return value if type(value) is hint else _build(hint, value, f"{key}.", where)
-    if origin is typing.Literal:
-        if value in arguments:
-            return value
-        raise wrong
-    if origin in (list, tuple):
-        if not isinstance(value, list | tuple):
-            raise wrong
+        return value if type(value) is hint else build(hint, value, where, f"{key}.")
+    if origin in (list, tuple) and isinstance(value, list | tuple):
         fixed = origin is tuple and Ellipsis not in arguments
         if fixed and len(value) != len(arguments):
             raise wrong
         inner = arguments if fixed else arguments[:1] * len(value)
         return origin(_convert(h, v, key, where) for h, v in zip(inner, value, strict=True))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise wrong
+    if origin is dict and isinstance(value, Mapping):
         return {k: _convert(arguments[1], v, f"{key}.{k}", where) for k, v in value.items()}
-    if hint is Any:
+    if hint is Any or (origin is typing.Literal and value in arguments):
         return value
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and type(value) is int:
         return float(value)
-    expected = type(None) if hint is None else hint
-    if type(value) is bool and expected is not bool:  # a bool is an int to Python, not to a reader
-        raise wrong
-    if not isinstance(value, expected):
+    # By type, not isinstance: a bool is an int to Python, not to a reader.
+    if not isinstance(hint, type) or type(value) is not hint:
         raise wrong
     return value
-
-
-def _words(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
-    return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -5,6 +5,8 @@ Each set is checked against SHA-256 sums of its content, so that a result names 
 
 import gzip
 import hashlib
+import math
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from shorthaul.errors import EnvironmentLack, Fault, UserError
+from shorthaul.errors import EnvironmentLack, UserError
 
 Bytes = npt.NDArray[np.uint8]
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+FASHION_MNIST_FIX = "apt-get install dataset-fashion-mnist (Debian non-free)"
 # Of the decompressed content: a distribution may compress the same data anew.
 _FASHION_MNIST_SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -51,7 +54,7 @@ def sha256(path: Path | str) -> str:
 
 
 def manifest(paths: Iterable[Path | str]) -> dict[str, dict[str, Any]]:
-    """Give name, size in bytes and SHA-256 of files, for a record of what was read.
+    """Give `{path: {bytes, sha256}}`, for a record of what was read.
 
     Raises:
         UserError: A file is missing.
@@ -60,16 +63,15 @@ def manifest(paths: Iterable[Path | str]) -> dict[str, dict[str, Any]]:
     for path in map(Path, paths):
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        found[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        found[str(path)] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     return found
 
 
 def idx(path: Path | str) -> npt.NDArray[Any]:
     """Read an IDX file (the format of MNIST), gzip-compressed or not.
 
-    Args:
-        path: The file. Two zero bytes, a type byte, the number of dimensions, each dimension as a
-            big-endian 32-bit number, then the values in row-major order.
+    The format: two zero bytes, a type, the number of dimensions, each dimension as a big-endian
+    32-bit number, then the values in row-major order.
 
     Returns:
         A writable array in native byte order.
@@ -84,7 +86,7 @@ def _content(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
         return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
@@ -96,7 +98,7 @@ def _idx(raw: bytes, name: str) -> npt.NDArray[Any]:
         raise UserError(f"{name}: truncated in its header")
     shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", raw[3], 4))
     dtype = np.dtype(_IDX_TYPES[raw[2]])
-    wanted = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    wanted = math.prod(shape) * dtype.itemsize
     if len(raw) - start != wanted:
         raise UserError(f"{name}: {len(raw) - start} bytes of values, {wanted} announced")
     values = np.frombuffer(raw, dtype, offset=start).reshape(shape)
@@ -104,26 +106,17 @@ def _idx(raw: bytes, name: str) -> npt.NDArray[Any]:
 
 
 def fashion_mnist(root: Path | None = None) -> FashionMnist:
-    """Read Fashion-MNIST as Debian packages it.
-
-    Args:
-        root: Folder with the four gzip-compressed IDX files; None is where Debian puts them.
-
-    Returns:
-        The arrays; see `FashionMnist`.
+    """Read Fashion-MNIST: four gzip-compressed IDX files in `root`, or where Debian puts them.
 
     Raises:
         EnvironmentLack: The files are not there; the message names the package.
         UserError: A file is damaged: its content is not the published one.
     """
-    folder = FASHION_MNIST if root is None else Path(root)
     arrays: list[Bytes] = []
     for name, digest in _FASHION_MNIST_SHA256.items():
-        path = folder / f"{name}.gz"
+        path = (root or FASHION_MNIST) / f"{name}.gz"
         if not path.is_file():
-            raise EnvironmentLack(
-                f"{path} is missing; apt-get install dataset-fashion-mnist (Debian non-free)"
-            )
+            raise EnvironmentLack(f"{path} is missing; {FASHION_MNIST_FIX}")
         raw = _content(path)
         if hashlib.sha256(raw).hexdigest() != digest:
             raise UserError(f"{path}: its content is not Fashion-MNIST's; reinstall the package")
@@ -132,15 +125,12 @@ def fashion_mnist(root: Path | None = None) -> FashionMnist:
 
 
 def text_corpus(name: str = "python-topics", root: Path | None = None) -> bytes:
-    """Give a text to train on.
+    """Give a text to train on, UTF-8.
 
     Args:
         name: `python-topics`, the language reference that ships with every CPython (topics in
             alphabetical order, about 700 kB), or the path of a file.
         root: Folder a relative path starts from; None is the current one.
-
-    Returns:
-        The text, UTF-8.
 
     Raises:
         EnvironmentLack: This Python was packaged without its documentation topics.
@@ -150,36 +140,26 @@ def text_corpus(name: str = "python-topics", root: Path | None = None) -> bytes:
         try:
             from pydoc_data.topics import topics
         except ImportError as error:
-            raise EnvironmentLack(
-                "pydoc_data is missing; apt-get install libpython3-stdlib"
-            ) from error
+            fix = "apt-get install libpython3-stdlib"
+            raise EnvironmentLack(f"this Python lacks pydoc_data; {fix}") from error
         return "\n\n".join(topics[key] for key in sorted(topics)).encode()
     path = (root or Path()) / name
-    if not path.is_file():
-        raise UserError(f"text {name!r}: neither 'python-topics' nor a file")
-    text = path.read_bytes()
+    text = path.read_bytes() if path.is_file() else b""
     if not text:
-        raise UserError(f"{path}: empty")
+        raise UserError(f"text {name!r}: neither 'python-topics' nor a file that holds any")
     return text
 
 
 def digits() -> tuple[Bytes, Bytes]:
-    """Give scikit-learn's handwritten digits.
-
-    Returns:
-        Images uint8 [1797, 8, 8] with values 0 to 16, and labels uint8 [1797].
+    """Give scikit-learn's digits: images uint8 [1797, 8, 8], 0 to 16, and labels uint8 [1797].
 
     Raises:
         EnvironmentLack: scikit-learn is not installed.
-        Fault: Its data has another shape than documented.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise EnvironmentLack(
-            "scikit-learn is not installed; pip install 'shorthaul-common[digits]'"
-        ) from error
-    bunch = load_digits()
-    if bunch.images.shape != (1797, 8, 8):
-        raise Fault(f"digits have the shape {bunch.images.shape}, not (1797, 8, 8)")
-    return bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
+        fix = "pip install 'shorthaul-common[digits]'"
+        raise EnvironmentLack(f"scikit-learn is not installed; {fix}") from error
+    found = load_digits()
+    return found.images.astype(np.uint8), found.target.astype(np.uint8)

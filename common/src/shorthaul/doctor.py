@@ -1,13 +1,11 @@
 """What this machine has and lacks, each with its reason."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +21,8 @@ class Check:
         name: What it is.
         ok: Whether it is there.
         detail: What was found, or why it is not there.
-        fix: How to get it, when it is not there.
-        required: Whether nothing works without it; otherwise it is a lack some commands feel.
+        fix: How to get it, shown when it is not there.
+        required: Whether nothing works without it.
     """
 
     name: str
@@ -36,91 +34,52 @@ class Check:
 
 def common() -> list[Check]:
     """Look at what every artifact uses."""
+    memory = machine.memory_bytes() / 2**30
+    free = shutil.disk_usage(".").free / 2**30
+    root = os.geteuid() == 0
+    images = data.FASHION_MNIST / "train-images-idx3-ubyte.gz"
+    version, old = platform.python_version(), "install Python 3.11 or newer"
     return [
-        Check(
-            "python",
-            sys.version_info >= (3, 11),
-            platform.python_version(),
-            "install Python 3.11 or newer",
-            required=True,
-        ),
+        Check("python", sys.version_info >= (3, 11), version, old, required=True),
         Check("processor", True, f"{machine.cores()} cores, {machine.cpu_model()}"),
-        _memory(),
-        _disk(),
-        torch(),
-        cuda(),
-        _compiler(),
-        _program("git", "apt-get install git"),
-        _fashion_mnist(),
+        Check("memory", memory >= 4, f"{memory:.1f} GiB", "scale small wants 4 GiB"),
+        Check("disk", free >= 5, f"{free:.1f} GiB free here", "scale small wants 5 GiB"),
+        *_torch(),
+        _program("compiler", [os.environ.get("CXX", "c++"), "g++", "clang++"], "g++"),
+        _program("git", ["git"], "git"),
         Check(
-            "root",
-            os.geteuid() == 0,
-            "runs as root" if os.geteuid() == 0 else f"runs as user {os.geteuid()}",
-            "needed only to install system packages and to shape networks",
+            "fashion-mnist",
+            images.is_file(),
+            f"{images} is {'there' if images.is_file() else 'missing'}",
+            data.FASHION_MNIST_FIX,
         ),
+        Check("root", root, "yes" if root else "no", "only system packages and networks need it"),
     ]
 
 
-def _memory() -> Check:
-    size = machine.memory_bytes() / 2**30
-    return Check("memory", size >= 4, f"{size:.1f} GiB", "4 GiB or more for scale small")
-
-
-def _disk(folder: Path = Path()) -> Check:
-    free = shutil.disk_usage(folder).free / 2**30
-    return Check("disk", free >= 5, f"{free:.1f} GiB free here", "free 5 GiB or change folder")
-
-
-def torch() -> Check:
-    """Look for torch without importing it."""
+def _torch() -> list[Check]:
+    fix = "needed only for runs on a GPU"
     try:
-        version = importlib.metadata.version("torch")
+        found = Check("torch", True, importlib.metadata.version("torch"), required=True)
     except importlib.metadata.PackageNotFoundError:
-        return Check("torch", False, "not installed", "pip install torch", required=True)
-    return Check("torch", True, version, required=True)
+        lack = Check("torch", False, "not installed", "pip install torch", required=True)
+        return [lack, Check("cuda", False, "torch is not installed", fix)]
+    if machine.gpu() is None:  # asked before torch, whose import takes seconds
+        return [found, Check("cuda", False, "nvidia-smi finds no GPU", fix)]
+    import torch
+
+    ok = torch.cuda.is_available()
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+    why = "" if ok else ", not usable by torch"
+    return [found, Check("cuda", ok, f"{machine.gpu()}, {built}{why}", fix)]
 
 
-def cuda() -> Check:
-    """Look for a GPU torch can use; the reason says which part is missing."""
-    fix = "needed only for NCCL and GPU runs"
-    if importlib.util.find_spec("torch") is None:
-        return Check("cuda", False, "torch is not installed", fix)
-    if machine.gpu() is None:
-        return Check("cuda", False, "no GPU (nvidia-smi finds none)", fix)
-    import torch as module
-
-    if module.version.cuda is None:
-        return Check("cuda", False, f"{machine.gpu()}, but torch is built for CPU only", fix)
-    if not module.cuda.is_available():
-        return Check("cuda", False, f"{machine.gpu()}, but torch cannot use the driver", fix)
-    return Check("cuda", True, f"{machine.gpu()}, CUDA {module.version.cuda}")
-
-
-def _compiler() -> Check:
-    for name in (os.environ.get("CXX", "c++"), "g++", "clang++"):
-        if shutil.which(name):
-            return _program(name, "", "compiler")
-    fix = "apt-get install g++ (needed to install from source)"
-    return Check("compiler", False, "no C++ compiler found", fix)
-
-
-def _program(name: str, fix: str, called: str = "") -> Check:
-    if shutil.which(name) is None:
-        return Check(called or name, False, "not found", fix)
-    done = subprocess.run(
-        [name, "--version"], capture_output=True, text=True, timeout=20, check=False
-    )
-    return Check(called or name, done.returncode == 0, (done.stdout or "?").splitlines()[0])
-
-
-def _fashion_mnist() -> Check:
-    there = (data.FASHION_MNIST / "train-images-idx3-ubyte.gz").is_file()
-    return Check(
-        "fashion-mnist",
-        there,
-        str(data.FASHION_MNIST) if there else f"nothing at {data.FASHION_MNIST}",
-        "apt-get install dataset-fashion-mnist (Debian non-free)",
-    )
+def _program(name: str, commands: Sequence[str], package: str) -> Check:
+    for command in commands:
+        said = machine.output(command, "--version")
+        if said:
+            return Check(name, True, said.splitlines()[0])
+    return Check(name, False, f"no {' or '.join(commands)}", f"apt-get install {package}")
 
 
 def table(checks: Iterable[Check]) -> str:
@@ -136,11 +95,7 @@ def table(checks: Iterable[Check]) -> str:
 
 
 def run(checks: Iterable[Check], json_path: Path | None = None) -> None:
-    """Show the checks.
-
-    Args:
-        checks: Usually `common()` and the artifact's own.
-        json_path: Where to write them as JSON, if anywhere.
+    """Show checks, usually `common()` and an artifact's own, and write them as JSON if asked.
 
     Raises:
         EnvironmentLack: Something required is missing, which makes the exit code 3.

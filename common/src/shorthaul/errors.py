@@ -2,10 +2,9 @@
 
 
 class ShorthaulError(Exception):
-    """Base of every error a user is meant to read.
+    """Base of every error a user is meant to read; line breaks in the message are folded.
 
-    Args:
-        message: The value that is wrong, then the fix. Line breaks are folded into one line.
+    The message says the value that is wrong, then the fix.
     """
 
     exit_code: int = 1
@@ -18,11 +17,9 @@ class ShorthaulError(Exception):
 class Fault(ShorthaulError):
     """Something broke that the user could not have avoided (exit code 1)."""
 
-    exit_code = 1
-
 
 class UserError(ShorthaulError):
-    """The input is wrong; the message names the value and the fix (exit code 2)."""
+    """The input is wrong (exit code 2)."""
 
     exit_code = 2
 

@@ -3,7 +3,6 @@
 An experiment returns a `Summary`; it draws nothing and writes nothing but metrics.
 """
 
-import dataclasses
 import importlib
 import pkgutil
 import shutil
@@ -16,29 +15,22 @@ from typing import Any, ClassVar, Literal, Self
 import tyro
 from shorthaul import atomic, cli, logs, plots
 from shorthaul.errors import UserError
-from shorthaul.records import Run, without_none
-
-Kind = Literal["measured", "virtual", "simulated", "predicted", "paper"]
-Style = Literal["bars", "lines", "stacked", "points"]
+from shorthaul.records import Run, as_toml
 
 _log = logs.get(__name__)
 
 
 @dataclass(frozen=True)
 class Series:
-    """One system's values in a figure.
+    """One system's values in a figure; its name decides its colour.
 
-    Attributes:
-        name: The system; it decides the colour.
-        y: One value per entry of the figure's `x`; None where there is none.
-        kind: Where the values come from; anything but `measured` is drawn so that it shows.
-        low: Lower ends of error bars, or None for none.
-        high: Upper ends.
+    `y`, `low` and `high` (the ends of error bars) have one value per entry of the figure's `x`,
+    None where there is none. A `kind` other than `measured` is drawn so that it shows.
     """
 
     name: str
     y: list[float | None]
-    kind: Kind = "measured"
+    kind: Literal["measured", "virtual", "simulated", "predicted", "paper"] = "measured"
     low: list[float | None] | None = None
     high: list[float | None] | None = None
 
@@ -49,23 +41,17 @@ class Figure:
 
     Attributes:
         id: File name and anchor.
-        title: What it shows, as a statement where there is one.
-        style: `bars`, `lines`, `stacked` (bars of parts) or `points`.
+        style: `stacked` is bars made of parts.
         x: Categories or numbers.
-        x_label: Quantity and unit.
-        y_label: Quantity and unit.
-        series: The systems.
+        x_label: Quantity and unit, as is `y_label`.
+        series: The systems, each with as many values as there are `x` (else ValueError).
         note: What a reader must know, such as why the paper's values differ.
-        log_x: Logarithmic x.
-        log_y: Logarithmic y.
-
-    Raises:
-        ValueError: A series has not as many values as there are x.
+        log_x: Logarithmic, to base 2.
     """
 
     id: str
     title: str
-    style: Style
+    style: Literal["bars", "lines", "stacked", "points"]
     x: list[str | float]
     x_label: str
     y_label: str
@@ -78,10 +64,8 @@ class Figure:
         for series in self.series:
             for values in (series.y, series.low, series.high):
                 if values is not None and len(values) != len(self.x):
-                    raise ValueError(
-                        f"figure {self.id}, series {series.name}: {len(values)} values for "
-                        f"{len(self.x)} x"
-                    )
+                    size = f"{len(values)} values for {len(self.x)} x"
+                    raise ValueError(f"figure {self.id}, series {series.name}: {size}")
 
 
 @dataclass(frozen=True)
@@ -122,23 +106,21 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Give the summary as plain data."""
-        plain: dict[str, Any] = atomic.plain(self)
-        return plain
+        return dict(atomic.plain(self))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read `to_json`'s data, or a whole `summary.json`, back."""
-        figures = [
-            Figure(**{**figure, "series": [Series(**series) for series in figure["series"]]})
-            for figure in data.get("figures", [])
-        ]
+        own = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
         return cls(
-            metrics=dict(data["metrics"]),
-            figures=figures,
-            tables=[Table(**table) for table in data.get("tables", [])],
-            notes=list(data.get("notes", [])),
-            emulated=data.get("emulated"),
-            noise=data.get("noise"),
+            **{
+                **own,
+                "figures": [
+                    Figure(**{**figure, "series": [Series(**s) for s in figure["series"]]})
+                    for figure in data.get("figures", [])
+                ],
+                "tables": [Table(**table) for table in data.get("tables", [])],
+            }
         )
 
 
@@ -151,8 +133,8 @@ class Context:
         settings: The scale's settings with overrides applied.
         seed: Seed of everything random.
         run: The run folder; `run.metric(...)` appends to its log.
-        workdir: Scratch folder. It is kept when the run fails, so that a second run with the same
-            stamp can continue from it, and removed when the run succeeds.
+        workdir: Scratch folder, kept when the run fails, so that a second run of the same stamp
+            can continue from it, and removed when it succeeds.
     """
 
     scale: str
@@ -168,9 +150,7 @@ class Experiment:
 
     Attributes:
         id: Its name, that of its module.
-        title: What it shows.
         source: Where the paper has it, or `ours`.
-        run: Does it.
         scales: Settings per scale.
         minutes: Expected minutes per scale on two cores.
         gigabytes: Expected peak of disk and memory per scale; absent means below 1.
@@ -186,16 +166,20 @@ class Experiment:
     gigabytes: dict[str, float] = field(default_factory=dict)
     needs: dict[str, str] = field(default_factory=dict)
 
+    def settings(self, scale: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Give a scale's settings with overrides; an unknown scale or key is a UserError."""
+        if scale not in self.scales:
+            known = cli.nearest(scale, self.scales)
+            raise UserError(f"{self.id} has no scale {scale!r}{known}")
+        for key in overrides or {}:
+            if key not in self.scales[scale]:
+                known = cli.nearest(key, self.scales[scale])
+                raise UserError(f"{self.id} has no setting {key!r}{known}")
+        return {**self.scales[scale], **(overrides or {})}
+
 
 def registry(package: str) -> dict[str, Experiment]:
-    """Import every module of a package that defines `EXPERIMENT`.
-
-    Args:
-        package: Import name, such as `pipe_bd.experiments`.
-
-    Returns:
-        The experiments by id, in order of id.
-    """
+    """Import every module of a package and take its `EXPERIMENT`, if it has one, by id."""
     found: dict[str, Experiment] = {}
     for entry in pkgutil.iter_modules(importlib.import_module(package).__path__):
         module = importlib.import_module(f"{package}.{entry.name}")
@@ -208,31 +192,10 @@ def registry(package: str) -> dict[str, Experiment]:
 
 
 def get(experiments: Mapping[str, Experiment], id: str) -> Experiment:
-    """Look an experiment up.
-
-    Raises:
-        UserError: There is none of that id; the message names the nearest.
-    """
+    """Look an experiment up; an unknown id is a UserError with the nearest known one."""
     if id not in experiments:
         raise UserError(f"unknown experiment {id!r}{cli.nearest(id, experiments)}")
     return experiments[id]
-
-
-def settings(experiment: Experiment, scale: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolve the settings of a scale.
-
-    Raises:
-        UserError: The scale or an override's key is unknown.
-    """
-    if scale not in experiment.scales:
-        known = cli.nearest(scale, experiment.scales)
-        raise UserError(f"{experiment.id} has no scale {scale!r}{known}")
-    resolved = dict(experiment.scales[scale])
-    for key, value in overrides.items():
-        if key not in resolved:
-            raise UserError(f"{experiment.id} has no setting {key!r}{cli.nearest(key, resolved)}")
-        resolved[key] = value
-    return resolved
 
 
 def run(
@@ -251,7 +214,7 @@ def run(
         experiment: What to run.
         artifact: Import name of the artifact.
         scale: Which of its scales.
-        seed: Seed.
+        seed: Seed of everything random.
         root: Folder of all runs.
         stamp: Name of the run folder. One that already holds a summary of the same configuration
             is returned as it is; without a summary, work continues in it.
@@ -264,28 +227,21 @@ def run(
     Raises:
         UserError: Unknown scale or setting, or the stamp holds another configuration.
     """
-    resolved = settings(experiment, scale, overrides or {})
-    config = {
-        "artifact": artifact,
-        "experiment": experiment.id,
-        "scale": scale,
-        "seed": seed,
-        "settings": resolved,
-    }
+    settings = experiment.settings(scale, overrides)
+    names = {"artifact": artifact, "experiment": experiment.id, "scale": scale}
+    config = {**names, "seed": seed, "settings": settings}
     if stamp is not None:
         known = Run(Path(root) / artifact / experiment.id / stamp)
-        if known.succeeded and known.config() == without_none(atomic.plain(config)):
+        if known.succeeded and known.config() == as_toml(config):
             _log.info("%s: stamp %s is already there", experiment.id, stamp)
             return known
     if scale in experiment.needs:
         print(f"{experiment.id} --scale {scale} needs: {experiment.needs[scale]}", file=sys.stderr)
-    record = Run.create(
-        artifact, experiment.id, config=config, seed=seed, scale=scale, root=root, stamp=stamp
-    )
+    record = Run.create(**names, config=config, seed=seed, root=root, stamp=stamp)
     workdir = record.path / "work"
     workdir.mkdir(exist_ok=True)
     with record:
-        summary = experiment.run(Context(scale, resolved, seed, record, workdir))
+        summary = experiment.run(Context(scale, settings, seed, record, workdir))
         for figure in summary.figures:
             record.write_text(f"figures/{figure.id}.csv", plots.csv(figure))
             record.write_text(f"figures/{figure.id}.svg", plots.svg(figure))
@@ -299,20 +255,14 @@ def run(
 def listing(experiments: Mapping[str, Experiment]) -> str:
     """Give a text table of experiments: id, minutes per scale, title."""
     rows = [
-        (
-            e.id,
-            " ".join(
-                f"{scale} {e.minutes[scale]:g} min" for scale in e.scales if scale in e.minutes
-            ),
-            f"{e.title} ({e.source})",
-        )
+        (e.id, " ".join(f"{scale} {m:g} min" for scale, m in e.minutes.items()), e.title, e.source)
         for e in experiments.values()
     ]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
+    id_width, cost_width = (max((len(row[i]) for row in rows), default=0) for i in range(2))
+    return "\n".join(f"{i:<{id_width}}  {c:<{cost_width}}  {t} ({s})" for i, c, t, s in rows)
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclass(kw_only=True)
 class Reproduce(cli.Common):
     """Run an experiment at a scale and record it; an artifact subclasses this with its names."""
 
@@ -326,7 +276,7 @@ class Reproduce(cli.Common):
     list: bool = False
     """List the experiments with minutes per scale, and stop."""
     dry_run: bool = False
-    """Say what would run, and stop."""
+    """Say what would run with which settings, and stop."""
     root: Path = Path("runs")
     """Folder of all runs."""
     stamp: str | None = None
@@ -334,40 +284,23 @@ class Reproduce(cli.Common):
 
     def run(self) -> None:
         """List, plan or run."""
-        known = registry(self.package)
+        chosen = registry(self.package)
         if self.list:
-            cli.emit(
-                {e.id: {"title": e.title, "minutes": e.minutes} for e in known.values()},
-                self.json,
-                listing(known),
-            )
+            listed = {e.id: {"title": e.title, "minutes": e.minutes} for e in chosen.values()}
+            cli.emit(listed, self.json, listing(chosen))
             return
         if self.id == "all":
-            chosen = [e for e in known.values() if self.scale in e.scales]
+            chosen = {id: e for id, e in chosen.items() if self.scale in e.scales}
         else:
-            chosen = [get(known, self.id)]
-        for experiment in chosen:
-            settings(experiment, self.scale, {})
+            chosen = {self.id: get(chosen, self.id)}
+        planned = {id: e.settings(self.scale) for id, e in chosen.items()}
         if self.dry_run:
-            cli.emit(
-                {e.id: settings(e, self.scale, {}) for e in chosen},
-                self.json,
-                listing({e.id: e for e in chosen}),
-            )
+            cli.emit(planned, self.json, listing(chosen))
             return
-        runs = [
-            run(
-                experiment,
-                artifact=self.artifact,
-                scale=self.scale,
-                seed=self.seed,
-                root=self.root,
-                stamp=self.stamp,
-            )
-            for experiment in chosen
-        ]
-        cli.emit(
-            {record.path.parent.name: record.summary()["metrics"] for record in runs},
-            self.json,
-            "\n".join(str(record.path) for record in runs),
-        )
+        where: dict[str, Any] = {"artifact": self.artifact, "root": self.root, "stamp": self.stamp}
+        runs = {
+            id: run(experiment, scale=self.scale, seed=self.seed, **where)
+            for id, experiment in chosen.items()
+        }
+        found = {id: record.summary()["metrics"] for id, record in runs.items()}
+        cli.emit(found, self.json, "\n".join(str(record.path) for record in runs.values()))

@@ -165,7 +165,7 @@ def launch(
             logs_specs=DefaultLogsSpecs(log_dir=f"{folder}/agent"),
         )
         command = ("-m", "shorthaul.launch", module, *args)
-        with _signals(), _environment(variables), _grace(grace_s), _alarm(timeout_s) as late:
+        with _agent(variables, grace_s), _alarm(timeout_s) as late:
             try:
                 elastic_launch(config, sys.executable)(*command)
             except ChildFailedError as error:
@@ -189,51 +189,34 @@ class _Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Catch signals from the first moment, and undo the handlers the agent leaves behind."""
+def _agent(variables: Mapping[str, str], grace_s: float) -> Iterator[None]:
+    """Fit this process to the agent while it runs, and undo what it leaves behind.
+
+    It passes its own environment to the workers, installs signal handlers for good, and when a
+    rank fails gives the others 30 s, whatever is set.
+    """
+    from torch.distributed.elastic.multiprocessing import PContext
 
     def stop(signum: int, frame: Any) -> None:
         raise _Stopped(signum)
 
+    def close(self: Any, death_sig: Any = None, timeout: int = 30) -> None:
+        plain_close(self, death_sig, min(timeout, math.ceil(grace_s)))
+
     watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    before = {number: signal.signal(number, stop) for number in watched}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the workers: the agent can only pass its own environment on."""
-    before = {name: os.environ.get(name) for name in variables}
+    handlers = {number: signal.signal(number, stop) for number in watched}
+    before, plain_close = {name: os.environ.get(name) for name in variables}, PContext.close
     os.environ.update(variables)
+    PContext.close = close  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _grace(seconds: float) -> Iterator[None]:
-    """Hold the agent to the grace time: when a rank fails it would wait 30 s, whatever is set."""
-    from torch.distributed.elastic.multiprocessing import PContext
-
-    close = PContext.close
-
-    def quick(self: Any, death_sig: Any = None, timeout: int = 30) -> None:
-        close(self, death_sig, min(timeout, math.ceil(seconds)))
-
-    PContext.close = quick  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        PContext.close = close  # type: ignore[method-assign]
+        PContext.close = plain_close  # type: ignore[method-assign]
+        for name in variables:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -245,15 +228,14 @@ def _alarm(timeout_s: float | None) -> Iterator[threading.Event]:
         late.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    timer = threading.Timer(timeout_s, ring) if timeout_s is not None else None
-    if timer is not None:
-        timer.daemon = True
+    timer = threading.Timer(timeout_s or 0, ring)
+    timer.daemon = True
+    if timeout_s is not None:
         timer.start()
     try:
         yield late
     finally:
-        if timer is not None:
-            timer.cancel()
+        timer.cancel()
 
 
 def _hush() -> None:
@@ -264,40 +246,37 @@ def _hush() -> None:
 
 
 def _cause(folder: Path, failures: Mapping[int, Any]) -> ShorthaulError:
-    """Find which rank failed first, among those that merely noticed or were ended by us.
+    """Find which rank failed first, among those that merely noticed or were ended by the agent.
 
-    Args:
-        folder: Where the workers wrote their errors.
-        failures: Rank to the agent's record, in the order it saw them end.
+    `folder` is where the workers wrote their errors; `failures` maps ranks to the agent's records,
+    in the order it saw them end.
     """
     entries = [json.loads(path.read_bytes()) for path in folder.glob("rank*.json")]
     entries.sort(key=lambda entry: (bool(_ECHO.search(entry["message"])), entry["at"]))
     first = min(failure.timestamp for failure in failures.values())
-    # Ranks the agent killed after the grace time show the same SIGKILL, but later.
-    killed = [
-        (rank, failure)
-        for rank, failure in failures.items()
-        if failure.exitcode < 0 and failure.timestamp <= first + 1
-    ]
-    own = [pair for pair in killed if pair[1].exitcode != -signal.SIGTERM]
-    told = bool(entries) and not _ECHO.search(entries[0]["message"])
-    if own and not told:
-        rank, failure = own[0]
-        name = signal.Signals(-failure.exitcode).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return RankDied(rank, f"was killed by {name}{hint}, pid {failure.pid}")
-    if entries:
-        entry = entries[0]
-        for kind in (UserError, EnvironmentLack):
-            if entry["kind"] == kind.__name__:
-                return kind(entry["message"])
-        lines = entry["message"].strip().splitlines() or [""]
-        return RankDied(entry["rank"], f"failed: {entry['kind']}: {lines[0]}")
-    rank, failure = next(iter(failures.items()))
-    if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
-        return RankDied(rank, f"was killed by {name}, pid {failure.pid}")
-    return RankDied(rank, f"exited with code {failure.exitcode}")
+    for rank, failure in failures.items():
+        # What the agent ended itself shows SIGTERM, or SIGKILL after the grace time.
+        own = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+        told = bool(entries) and not _ECHO.search(entries[0]["message"])
+        if own and failure.timestamp <= first + 1 and not told:
+            return RankDied(rank, _exit(failure))
+    if not entries:
+        rank, failure = next(iter(failures.items()))
+        return RankDied(rank, _exit(failure))
+    entry = entries[0]
+    for kind in (UserError, EnvironmentLack):
+        if entry["kind"] == kind.__name__:
+            return kind(entry["message"])
+    lines = entry["message"].strip().splitlines() or [""]
+    return RankDied(entry["rank"], f"failed: {entry['kind']}: {lines[0]}")
+
+
+def _exit(failure: Any) -> str:
+    if failure.exitcode >= 0:
+        return f"exited with code {failure.exitcode}"
+    name = signal.Signals(-failure.exitcode).name
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}, pid {failure.pid}"
 
 
 def _worker() -> NoReturn:

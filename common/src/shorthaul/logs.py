@@ -4,42 +4,24 @@ import logging
 import os
 import sys
 
-_ROOT = "shorthaul"
-
-
-class _Rank(logging.Filter):
-    """Puts `rank 3` in front of a worker's lines, nothing in front of a single process's."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        rank = os.environ.get("RANK")
-        record.rank = f"rank {rank} " if rank is not None else ""
-        return True
-
 
 def setup(verbose: bool = False) -> None:
-    """Send all shorthaul loggers to standard error, once.
+    """Send all shorthaul loggers to standard error.
 
-    Args:
-        verbose: Show DEBUG; otherwise INFO on rank 0 and WARNING elsewhere, so that a message every
-            rank has reason to print appears once.
+    Without `verbose` (DEBUG) rank 0 shows INFO and the others WARNING, so that a message every rank
+    has reason to print appears once.
     """
-    logger = logging.getLogger(_ROOT)
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
+    rank = os.environ.get("RANK")
+    who = f"rank {rank} " if rank is not None else ""
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_Rank())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(rank)s%(name)s: %(message)s", "%H:%M:%S"))
-    logger.addHandler(handler)
-    first = os.environ.get("RANK", "0") == "0"
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO if first else logging.WARNING)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(name)s: %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("shorthaul")
+    logger.handlers = [handler]
+    quiet = logging.INFO if rank in (None, "0") else logging.WARNING
+    logger.setLevel(logging.DEBUG if verbose else quiet)
     logger.propagate = False
 
 
 def get(name: str) -> logging.Logger:
-    """Give the logger of a module.
-
-    Args:
-        name: Usually `__name__`; names outside the package are put below it, so that one level and
-            one format hold for every artifact.
-    """
-    return logging.getLogger(name if name.split(".")[0] == _ROOT else f"{_ROOT}.{name}")
+    """Give a module's logger; all are below `shorthaul`, so that one level and format hold."""
+    return logging.getLogger(name if name.split(".")[0] == "shorthaul" else f"shorthaul.{name}")

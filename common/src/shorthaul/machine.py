@@ -4,37 +4,21 @@ import functools
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "numpy",
-    "scikit-learn",
-    "tyro",
-    "jinja2",
-    "matplotlib",
-    "pybind11",
-)
+_PACKAGES = "torch torchvision transformers numpy scikit-learn tyro jinja2 matplotlib".split()
 
 
 def versions() -> dict[str, str]:
     """Give the installed versions of the packages results depend on, importing none of them."""
-    found: dict[str, str] = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"] or ""
-        if name.startswith("shorthaul-"):
-            found[name] = distribution.version
-    return dict(sorted(found.items()))
+    found = {
+        distribution.metadata["Name"]: distribution.version
+        for distribution in importlib.metadata.distributions()
+    }
+    wanted = (name for name in found if name in _PACKAGES or name.startswith("shorthaul-"))
+    return {name: found[name] for name in sorted(wanted)}
 
 
 def memory_bytes() -> int:
@@ -50,19 +34,15 @@ def cores() -> int:
 @functools.cache
 def cpu_model() -> str:
     """Give the processor's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 
-def _output(*command: str) -> str | None:
+def output(*command: str) -> str | None:
     """Give a command's standard output, or None when it is absent, fails or hangs."""
-    if shutil.which(command[0]) is None:
-        return None
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -72,47 +52,33 @@ def _output(*command: str) -> str | None:
 
 @functools.cache
 def gpu() -> str | None:
-    """Give the names of the GPUs the driver reports, or None without any."""
-    out = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    names = [line.strip() for line in (out or "").splitlines() if line.strip()]
-    if not names:
-        return None
-    distinct = sorted(set(names))
-    return ", ".join(f"{names.count(name)} x {name}" for name in distinct)
+    """Give number and names of the GPUs the driver reports, or None without any."""
+    names = (output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines()
+    return ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names))) or None
 
 
 def commit(repo: Path | None = None) -> tuple[str | None, bool | None]:
     """Give the commit of a checkout and whether it has uncommitted changes.
 
-    Args:
-        repo: A folder in the checkout. None means the checkout this package runs from, else the
-            current folder's when that is a shorthaul checkout: a user's own repository around an
-            installed copy must not pass for ours.
-
-    Returns:
-        `(None, None)` outside a checkout or without git.
+    Without `repo` it is the checkout this package runs from, else the current folder's when that
+    is a shorthaul checkout: a user's own repository around an installed copy must not pass for
+    ours. Outside a checkout both are None.
     """
     for folder in [repo] if repo else [Path(__file__).parent, Path.cwd()]:
-        top = _output("git", "-C", str(folder), "rev-parse", "--show-toplevel")
-        if not top or not (repo or Path(top, "common/src/shorthaul").is_dir()):
-            continue
-        head = _output("git", "-C", top, "rev-parse", "HEAD")
-        if head:
-            status = _output("git", "-C", top, "status", "--porcelain")
-            return head, None if status is None else bool(status)
+        top = output("git", "-C", str(folder), "rev-parse", "--show-toplevel")
+        if top and (repo or Path(top, "common/src/shorthaul").is_dir()):
+            status = output("git", "-C", top, "status", "--porcelain")
+            return output("git", "-C", top, "rev-parse", "HEAD"), bool(status)
     return None, None
 
 
 def describe(repo: Path | None = None) -> dict[str, Any]:
     """Describe the machine and the software, for `env.json` and the report.
 
-    Args:
-        repo: A folder in the checkout whose commit counts; see `commit`.
-
     Returns:
         `cpu`, `cores`, `memory_bytes`, `kernel`, `python`, `versions` (package to version), `gpu`
-        (names or None), `commit`, `dirty` (both None outside a checkout) and `load` (the load
-        average over 1, 5 and 15 minutes).
+        (names or None), `commit` and `dirty` (see `commit`), and `load` (the load average over 1,
+        5 and 15 minutes).
     """
     head, dirty = commit(repo)
     return {

@@ -8,17 +8,10 @@ from typing import Any
 def bar(
     total: int | None, description: str, *, disable: bool | None = None, initial: int = 0
 ) -> Any:
-    """Make a tqdm bar that is silent in logs, in pipes and on ranks other than 0.
+    """Make a tqdm bar: a context manager with `update(n)` and `set_postfix(**values)`.
 
-    Args:
-        total: Number of steps, or None when unknown.
-        description: Words in front of the bar.
-        disable: True or False decides; None shows the bar only on a terminal, on rank 0, and when
-            `SHORTHAUL_QUIET` is unset.
-        initial: Steps already done, for resumed work.
-
-    Returns:
-        The bar: a context manager with `update(n)` and `set_postfix(**values)`.
+    With `disable` None it shows only on a terminal, on rank 0, and unless `SHORTHAUL_QUIET` is set.
+    `initial` counts steps done before a resumed run.
     """
     from tqdm import tqdm
 

@@ -12,38 +12,36 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import tomli_w
 from shorthaul import atomic, machine
 from shorthaul.errors import UserError
 
-FORMAT = "shorthaul-run"
-VERSION = 1
+_FORMAT = {"format": "shorthaul-run", "version": 1}
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
-def without_none(value: Any) -> Any:
-    """Drop what TOML cannot hold: keys whose value is None (list entries become empty strings)."""
+def as_toml(value: Any) -> Any:
+    """Make a value plain and drop the keys whose value is None, which TOML cannot hold."""
+    value = atomic.plain(value)
     if isinstance(value, dict):
-        return {key: without_none(item) for key, item in value.items() if item is not None}
+        return {key: as_toml(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return ["" if item is None else without_none(item) for item in value]
+        return [as_toml(item) for item in value if item is not None]
     return value
 
 
 class Run:
-    """One run folder. Make it with `Run.create` or `Run.open`.
+    """One run folder, from `Run.create` or `Run.open`.
 
     As a context manager it notes a failure in `metrics.jsonl` and closes the file.
     """
 
     def __init__(self, path: Path, header: dict[str, Any] | None = None) -> None:
-        """Use `Run.create` or `Run.open`."""
         self.path = path
         self._header = header
         self._metrics: Any = None
@@ -74,9 +72,6 @@ class Run:
             root: Folder of all runs.
             stamp: Folder name; None takes the time.
 
-        Returns:
-            The run, open for `metric`.
-
         Raises:
             UserError: The stamp is no plain name, the folder cannot be made, or it holds another
                 configuration.
@@ -90,51 +85,39 @@ class Run:
             path.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"{parent}: no run folder can be made ({error.strerror})") from error
-        plain_config = without_none(atomic.plain(config))
-        if (path / "config.toml").exists():
-            if cls(path).config() != plain_config:
-                raise UserError(
-                    f"stamp {path.name!r} of {experiment} holds another configuration; "
-                    "take another --stamp"
-                )
-        else:
-            atomic.write_text(path / "config.toml", tomli_w.dumps(plain_config))
+        if not (path / "config.toml").exists():
+            atomic.write_text(path / "config.toml", tomli_w.dumps(as_toml(config)))
+        elif cls(path).config() != as_toml(config):
+            held = f"stamp {path.name!r} of {experiment} holds another configuration"
+            raise UserError(f"{held}; take another --stamp")
         env = machine.describe()
         header = {
-            "format": FORMAT,
-            "version": VERSION,
+            **_FORMAT,
             "artifact": artifact,
             "experiment": experiment,
             "stamp": path.name,
             "scale": scale,
             "seed": seed,
             "emulated": emulated,
-            "commit": env.pop("commit"),
-            "dirty": env.pop("dirty"),
-            "versions": env.pop("versions"),
+            **{key: env.pop(key) for key in ("commit", "dirty", "versions")},
             "machine": env,
-            "started": _now(),
+            "started": _now().isoformat(timespec="milliseconds"),
         }
         atomic.write_json(path / "env.json", {**header, "arguments": sys.argv[1:]})
         return cls(path, header)
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """Open an existing run folder for reading.
-
-        Raises:
-            UserError: It is not a run folder.
-        """
-        path = Path(path)
-        if not (path / "env.json").is_file():
+        """Open an existing run folder for reading; another folder is a UserError."""
+        if not (Path(path) / "env.json").is_file():
             raise UserError(f"{path}: not a run folder (no env.json)")
-        return cls(path)
+        return cls(Path(path))
 
     def metric(self, **fields: Any) -> None:
         """Append one line to `metrics.jsonl`; it is in the file when the call returns."""
         if self._metrics is None:
             file = self.path / "metrics.jsonl"
-            torn = file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size
+            torn = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")
             self._metrics = file.open("a", buffering=1)
             if torn:  # a killed run leaves half a line; it must not swallow the next one
                 self._metrics.write("\n")
@@ -143,10 +126,9 @@ class Run:
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Read `metrics.jsonl`, skipping lines a killed run left torn."""
         file = self.path / "metrics.jsonl"
-        if file.exists():
-            for line in file.read_text().splitlines():
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+        for line in file.read_text().splitlines() if file.exists() else []:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
 
     def config(self) -> dict[str, Any]:
         """Read `config.toml`."""
@@ -170,26 +152,19 @@ class Run:
         """
         if self._header is None:
             raise ValueError(f"{self.path} was opened for reading")
-        header = dict(self._header)
-        body = dict(payload)
+        body, header = dict(payload), dict(self._header)
         header["emulated"] = body.pop("emulated", None) or header["emulated"]
-        clash = sorted(set(header) & set(body))
-        if clash:
+        header["ended"] = _now().isoformat(timespec="milliseconds")
+        header["wall_s"] = time.monotonic() - self._start
+        if clash := sorted(set(header) & set(body)):
             raise ValueError(f"a summary may not set {', '.join(clash)}")
-        wall = time.monotonic() - self._start
-        summary = {**header, "ended": _now(), "wall_s": wall, **body}
-        atomic.write_json(self.path / "summary.json", summary)
+        atomic.write_json(self.path / "summary.json", {**header, **body})
 
     def summary(self) -> dict[str, Any]:
-        """Read `summary.json`.
-
-        Raises:
-            UserError: The run has none, or its format is another.
-        """
+        """Read `summary.json`; a missing one, or one of another format, is a UserError."""
         summary: dict[str, Any] = atomic.read_json(self.path / "summary.json")
-        kind = (summary.get("format"), summary.get("version"))
-        if kind != (FORMAT, VERSION):
-            raise UserError(f"{self.path}/summary.json: format {kind} is not {(FORMAT, VERSION)}")
+        if not isinstance(summary, dict) or {**summary, **_FORMAT} != summary:
+            raise UserError(f"{self.path}/summary.json: not of {_FORMAT}")
         return summary
 
     @property
@@ -206,12 +181,7 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:
             with contextlib.suppress(OSError):
                 self.metric(event="failed", error=f"{type(error).__name__}: {error}")
@@ -219,32 +189,28 @@ class Run:
 
 
 def _fresh(parent: Path) -> Path:
-    """Give a new folder named by the time; two runs in one second get different ones."""
-    base = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
-        path = parent / f"{base}{suffix}"
+    """Make a new folder named by the time; two runs in one second get different ones."""
+    name = path = f"{_now():%Y%m%dT%H%M%S}"
+    for number in range(2, 1000):
         with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            return path
-    raise UserError(f"{parent}: a thousand runs in one second; name one with --stamp")
+            (parent / path).mkdir()
+            break
+        path = f"{name}-{number}"
+    return parent / path
 
 
 def latest(root: Path, artifact: str, experiment: str, scale: str | None = None) -> Run | None:
-    """Find the newest run that succeeded.
+    """Find the run whose summary says it ended last, or None without any.
 
     Args:
         root: Folder of all runs.
         artifact: Import name of the artifact.
         experiment: Experiment id.
         scale: Only runs of this scale; None takes any.
-
-    Returns:
-        The run whose summary says it ended last, or None without any.
     """
-    found: list[tuple[str, int, Run]] = []
+    dated: list[tuple[str, Path]] = []
     for file in (Path(root) / artifact / experiment).glob("*/summary.json"):
-        run = Run(file.parent)
-        summary = run.summary()
+        summary = Run(file.parent).summary()
         if scale is None or summary["scale"] == scale:
-            found.append((summary["ended"], file.stat().st_mtime_ns, run))
-    return max(found, key=lambda entry: entry[:2])[2] if found else None
+            dated.append((summary["ended"], file.parent))
+    return Run(max(dated)[1]) if dated else None

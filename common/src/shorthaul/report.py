@@ -14,15 +14,7 @@ from shorthaul.records import Run, latest
 
 @dataclass(frozen=True)
 class ArtifactReport:
-    """What the page says of one artifact.
-
-    Attributes:
-        name: Import name.
-        title: Heading.
-        about: A sentence or two.
-        verdicts: Its claims, checked.
-        runs: The runs whose figures are shown.
-    """
+    """What the page says of one artifact; `runs` are those whose figures are shown."""
 
     name: str
     title: str
@@ -44,13 +36,10 @@ def collect(
     Args:
         root: Folder of all runs.
         artifact: Import name.
-        claims_path: Its `claims.toml`.
+        claims_path: Its `claims.toml`; one that cannot be read is a UserError.
         title: Heading on the page.
         about: A sentence or two below it.
         scale: Only runs of this scale; None takes the newest of any.
-
-    Raises:
-        UserError: The claims or a summary cannot be read.
     """
     verdicts = claims.check(claims.load(claims_path), root, artifact, scale)
     names = [verdict.claim.experiment for verdict in verdicts]
@@ -60,14 +49,9 @@ def collect(
 
 
 def write(out: Path, artifacts: Sequence[ArtifactReport]) -> Path:
-    """Write the page.
+    """Write the page of what `collect` gave, and give its path.
 
-    Args:
-        out: The HTML file.
-        artifacts: What `collect` gave for each artifact.
-
-    Returns:
-        `out`. The page needs nothing but itself: no script, no font, no image is fetched.
+    It needs nothing but itself: no script runs; no font, no image is fetched.
     """
     import jinja2
 
@@ -75,14 +59,12 @@ def write(out: Path, artifacts: Sequence[ArtifactReport]) -> Path:
         loader=jinja2.PackageLoader("shorthaul"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
     environment.filters.update(show=claims.show, minutes=_minutes, date=_date, gib=_gib)
     sections = [
         {
             "report": artifact,
-            "verdicts": sorted(artifact.verdicts, key=lambda v: not v.claim.headline),
+            "verdicts": claims.ordered(artifact.verdicts),
             "tally": claims.tally(artifact.verdicts),
             "experiments": [_experiment(artifact.name, run) for run in artifact.runs],
         }
@@ -114,11 +96,8 @@ def _experiment(artifact: str, run: Run) -> dict[str, Any]:
     ]
     tables = [{"table": table, "csv": _link(plots.table_csv(table))} for table in summary.tables]
     return {
-        "anchor": anchor,
-        "record": record,
-        "summary": summary,
-        "figures": figures,
-        "tables": tables,
+        **{"anchor": anchor, "record": record, "summary": summary},
+        **{"figures": figures, "tables": tables},
     }
 
 

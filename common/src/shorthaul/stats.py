@@ -9,11 +9,7 @@ T = TypeVar("T")
 
 
 def median(values: Sequence[float]) -> float:
-    """Give the median.
-
-    Raises:
-        ValueError: `values` is empty.
-    """
+    """Give the median; nothing has none (ValueError)."""
     if not values:
         raise ValueError("median of nothing")
     return float(statistics.median(values))
@@ -24,16 +20,8 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
 
     With few values (under six for 95 %) no pair of them reaches the confidence; the interval is
     then the whole range.
-
-    Args:
-        values: Independent measurements.
-        confidence: Least probability that the interval covers the median.
-
-    Returns:
-        The lower and upper bound.
     """
-    ordered = sorted(values)
-    n = len(ordered)
+    ordered, n = sorted(values), len(values)
     below, cut = 0.0, 0
     for k in range(n // 2):
         below += math.comb(n, k) / 2**n
@@ -44,17 +32,10 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
 
 
 def paired_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Give the median of `a[i] / b[i]` and its 95 % interval.
+    """Give `median`, `low` and `high` (95 %) of `a[i] / b[i]`.
 
-    Pairs measured side by side share the machine's mood, so their ratio is steadier than the ratio
-    of the medians.
-
-    Args:
-        a: Measurements of the first system.
-        b: Measurements of the second, taken alternately with the first.
-
-    Returns:
-        `median`, `low` and `high`.
+    Measurements taken side by side share the machine's mood, so their ratio is steadier than the
+    ratio of the medians.
 
     Raises:
         ValueError: The lengths differ or are zero, or a `b` is zero.
@@ -69,15 +50,10 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
 
 
 def noise(a1: Sequence[float], a2: Sequence[float]) -> dict[str, float]:
-    """Measure the machine's own A/A noise: one system against itself.
+    """Give the machine's A/A noise: the paired ratio of one system against itself.
 
-    Args:
-        a1: Measurements of a system.
-        a2: Measurements of the same system, taken alternately.
-
-    Returns:
-        `median`, `low`, `high` of the paired ratio, and `spread`: the farthest of them from 1. A
-        difference between systems below `spread` says nothing.
+    To `paired_ratio`'s keys comes `spread`, the farthest of them from 1: a difference between
+    systems below it says nothing.
     """
     ratio = paired_ratio(a1, a2)
     return {**ratio, "spread": max(abs(value - 1) for value in ratio.values())}
@@ -90,21 +66,15 @@ def interleave(
 
     Args:
         runners: What to run, by name.
-        repetitions: Measurements kept of each.
+        repetitions: Results kept of each, at least 1.
         warmup: Rounds run first and thrown away.
-
-    Returns:
-        Each runner's results in order.
-
-    Raises:
-        ValueError: `repetitions` is below 1.
     """
     if repetitions < 1:
         raise ValueError(f"repetitions {repetitions}: at least 1")
     results: dict[str, list[T]] = {name: [] for name in runners}
-    for round_ in range(warmup + repetitions):
+    for turn in range(warmup + repetitions):
         for name, runner in runners.items():
             result = runner()
-            if round_ >= warmup:
+            if turn >= warmup:
                 results[name].append(result)
     return results
