@@ -1,0 +1,75 @@
+"""Tasks by name, for the command line, the experiments and `pipe-bd export`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from shorthaul.errors import UserError
+
+from pipe_bd.blocks import Task
+from pipe_bd.models import toys
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+_TOYS: dict[str, tuple[Callable[..., Task], int]] = {
+    "toy-vgg": (toys.toy_vgg, 10),
+    "toy-gpt": (toys.toy_gpt, 10),
+    "toy-bn": (toys.toy_bn, 10),
+    "toy-library": (toys.toy_library, 10),
+    "vgg6": (toys.vgg, 64),
+    "gpt12": (toys.gpt12, 16),
+    "gpt12-library": (toys.gpt12_library, 16),
+}
+
+
+def names() -> list[str]:
+    """Every model that :func:`build` knows."""
+    return [*_TOYS]
+
+
+def build(
+    name: str,
+    *,
+    seed: int = 0,
+    batch: int | None = None,
+    steps: int = 8,
+    dtype: str = "float32",
+    optimizer: str = "sgd",
+    **options: Any,
+) -> Task:
+    """Make a task.
+
+    Args:
+        name: one of :func:`names`.
+        seed: of weights and data.
+        batch: rows per batch; None takes the model's usual one.
+        steps: batches.
+        dtype: "float32" or "float64", for the toys.
+        optimizer: "sgd" (momentum 0.9) or "adamw".
+        **options: of the model.
+
+    Raises:
+        UserError: an unknown name, type or optimizer.
+    """
+    if name not in names():
+        near = get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"unknown model {name!r}: {hint}choose one of {', '.join(names())}")
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if optimizer not in toys.OPTIMIZERS:
+        raise UserError(
+            f"unknown optimizer {optimizer!r}: choose one of {', '.join(toys.OPTIMIZERS)}"
+        )
+    make, usual = _TOYS[name]
+    return make(
+        seed=seed,
+        batch=batch or usual,
+        steps=steps,
+        dtype=DTYPES[dtype],
+        optimizer=optimizer,
+        **options,
+    )

@@ -1,0 +1,100 @@
+"""Signs of life between ranks.
+
+A rank that dies or hangs ends all others, by name, within the deadline.
+
+On one machine torchrun already ends the others when a process exits. This covers what it cannot
+see: a hung or stopped rank, and ranks under another machine's agent. It uses a store and a thread
+of its own, so it beats while the main thread computes or waits.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from pipe_bd.runtime.world import World
+
+EXIT_LOST = 1
+BEAT_S = 1.0
+
+
+def _end(message: str) -> None:
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+    os._exit(EXIT_LOST)
+
+
+class Watchdog:
+    """Beats for this rank and watches the others until :meth:`close`.
+
+    Args:
+        world: the ranks.
+        roles: what each rank does, for the message, e.g. "stage 1: blocks 4-6".
+        deadline_s: silence after which a rank counts as lost.
+        end: called with the message; by default prints it and exits the process at once.
+    """
+
+    def __init__(
+        self, world: World, roles: list[str], deadline_s: float, end: Callable[[str], None] = _end
+    ) -> None:
+        self.world, self.roles, self.deadline_s, self.end = world, roles, deadline_s, end
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        if world.size == 1:
+            return
+        host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        port = [_free_port() if world.rank == 0 else 0]
+        dist.broadcast_object_list(port, src=0, group=world.control())
+        wait = timedelta(seconds=max(5.0, deadline_s / 2))
+        self._store = dist.TCPStore(host, port[0], world.size, world.rank == 0, timeout=wait)
+        self._store.set(f"beat/{world.rank}", "0")
+        world.barrier()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        me, size = self.world.rank, self.world.size
+        keys = [f"beat/{r}" for r in range(size)]
+        seen = [(b"", time.monotonic()) for _ in range(size)]
+        beat = 0
+        while not self._stop.wait(BEAT_S):
+            beat += 1
+            try:
+                self._store.set(keys[me], str(beat))
+                values = self._store.multi_get(keys)
+            except (RuntimeError, dist.DistError):
+                if not self._stop.is_set():
+                    self.end(f"pipe-bd: error: lost rank 0 ({self.roles[0]}): it no longer answers")
+                return
+            now = time.monotonic()
+            for r, value in enumerate(values):
+                if value != seen[r][0]:
+                    seen[r] = (value, now)
+                elif r != me and value != b"done" and now - seen[r][1] > self.deadline_s:
+                    self.end(
+                        f"pipe-bd: error: lost rank {r} ({self.roles[r]}): silent for "
+                        f"{self.deadline_s:.0f} s"
+                    )
+                    return
+
+    def close(self) -> None:
+        """Stop beating; every rank must call it, so that silence is not taken for death."""
+        if self._thread is None:
+            return
+        self._stop.set()
+        self._thread.join()
+        # Rank 0 holds the store: it leaves last.
+        self.world.barrier()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return int(s.getsockname()[1])
