@@ -158,7 +158,7 @@ def test_explanation_of_memory_and_loader():
 def test_no_pure_pipeline_is_explained():
     chosen = plan(profile_of(block("a", 1, 2, memory=2e9)), 2, 1e9)
     rows = {row["name"]: row for row in chosen.explanation["alternatives"]}
-    assert rows["pipeline"]["why_not"] == "some block fits no single device"
+    assert rows["pipeline"]["why_not"] == "no stages of one device each fit"
 
 
 def test_free_blocks_are_planned():

@@ -149,7 +149,7 @@ def _alternatives(
             "why_not": None,
         }
         why_not = (
-            _why_not(profile, shape, memory_bytes) if shape else "some block fits no single device"
+            _why_not(profile, shape, memory_bytes) if shape else "no stages of one device each fit"
         )
         if why_not is None and shape is not None:
             row["period_s"] = period(profile, shape)
