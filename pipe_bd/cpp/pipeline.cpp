@@ -11,7 +11,7 @@
 namespace pipe_bd {
 namespace {
 
-enum class Kind { kLoaded, kTeacherDone, kBackwardDone, kUpdateDone, kTransferDone };
+enum class Kind : std::uint8_t { kLoaded, kTeacherDone, kBackwardDone, kUpdateDone, kTransferDone };
 
 struct Event {
   double time;
@@ -23,7 +23,14 @@ struct Event {
   }
 };
 
-enum class Phase { kWaitInput, kTeacher, kWaitSend, kBackward, kWaitBarrier, kUpdate };
+enum class Phase : std::uint8_t {
+  kWaitInput,
+  kTeacher,
+  kWaitSend,
+  kBackward,
+  kWaitBarrier,
+  kUpdate
+};
 
 struct StageState {
   Phase phase = Phase::kWaitInput;

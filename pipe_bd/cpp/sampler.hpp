@@ -45,12 +45,12 @@ class Sampler {
   // The finaliser of splitmix64.
   static std::uint64_t mix(std::uint64_t x) {
     x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
+    x = (x ^ (x >> 30u)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27u)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31u);
   }
   // Uniform in [0, 1).
-  static double unit(std::uint64_t bits) { return static_cast<double>(bits >> 11) * 0x1p-53; }
+  static double unit(std::uint64_t bits) { return static_cast<double>(bits >> 11u) * 0x1p-53; }
 
   double draw(const Samples& samples, std::size_t row, double measured, std::size_t key, int member,
               int step) const {
@@ -58,7 +58,7 @@ class Sampler {
         samples.values.empty() ? 0 : samples.offsets[row + 1] - samples.offsets[row];
     if (count == 0 && jitter_ == 0.0) return measured;
     std::uint64_t bits =
-        mix(keys_[key] ^ (static_cast<std::uint64_t>(static_cast<std::uint32_t>(member)) << 32 |
+        mix(keys_[key] ^ (static_cast<std::uint64_t>(static_cast<std::uint32_t>(member)) << 32u |
                           static_cast<std::uint32_t>(step)));
     double seconds = measured;
     if (count > 0) {

@@ -35,6 +35,7 @@ inline void forbid(Profile& profile, std::size_t block, std::size_t size) {
 
 inline std::vector<Stage> one_block_each(std::size_t blocks) {
   std::vector<Stage> stages;
+  stages.reserve(blocks);
   for (int block = 0; block < static_cast<int>(blocks); ++block)
     stages.push_back({block, block, 1});
   return stages;
