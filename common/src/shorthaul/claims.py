@@ -142,10 +142,10 @@ def show(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float):
+    if isinstance(value, float) and not 1e4 <= abs(value) < 1e15:
         return f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", " ")  # a narrow space keeps counts readable
+    if isinstance(value, int | float):
+        return f"{value:,.0f}".replace(",", "\u202f")  # a narrow space, which no line breaks at
     if isinstance(value, list):
         shown = ", ".join(show(v) for v in value[:6])
         return f"{shown}, … ({len(value)})" if len(value) > 6 else shown

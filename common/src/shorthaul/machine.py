@@ -17,7 +17,7 @@ def versions() -> dict[str, str]:
         distribution.metadata["Name"]: distribution.version
         for distribution in importlib.metadata.distributions()
     }
-    wanted = (name for name in found if name in _PACKAGES or name.startswith("shorthaul-"))
+    wanted = (name for name in found if name.lower() in _PACKAGES or name.startswith("shorthaul-"))
     return {name: found[name] for name in sorted(wanted)}
 
 
