@@ -33,12 +33,12 @@ test: setup ## lint and every test
 kick-tires: setup-demo ## every experiment at scale smoke, a PASS table
 	@$(PYTHON_BIN) ci/reproduce.py all smoke
 
-claims: setup-demo ## every experiment at scale small, then the gated claims decide
+claims: setup-demo ## every experiment at scale small, then the gated claims decide; renders the tables
 	@$(PYTHON_BIN) ci/reproduce.py all $(SCALE)
 	@$(PYTHON_BIN) ci/report.py --scale $(SCALE) --gate --artifact-md
 
 report: setup-demo ## the report and the claims tables from the runs that are there
-	@$(PYTHON_BIN) ci/report.py --artifact-md
+	@$(PYTHON_BIN) ci/report.py
 
 lint: setup ## ruff, mypy, clang-format, codespell, shellcheck, yamllint, hadolint, walls (FULL=1: clang-tidy)
 	@ci/lint

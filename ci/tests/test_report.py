@@ -105,6 +105,19 @@ def test_without_runs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ci_report.show(found)
     assert "2 not run (make made_up-claims runs them all)" in capsys.readouterr().out
     assert ci_report.failures([found]) == []
+    capsys.readouterr()
+    ci_report.render(root, [found])
+    assert capsys.readouterr().out.count("written: ") == 1  # the checks; what was found stays
+    assert "old" in (root / "ARTIFACT.md").read_text()
+
+
+@pytest.mark.parametrize("artifact", ci_report.artifacts(ROOT))
+def test_committed_tables_say_what_claims_toml_says(artifact: str) -> None:
+    file = ROOT / artifact / "ARTIFACT.md"
+    assert file.exists(), "run: .venv/bin/python ci/report.py --artifact-md"
+    text = file.read_text()
+    known = {"checks": ci_report.checks(ROOT, artifact)}
+    assert ci_report.fill(text, known) == text, "run: .venv/bin/python ci/report.py --artifact-md"
 
 
 def test_an_unknown_kind_is_left_alone() -> None:
