@@ -48,11 +48,12 @@ def experiments(artifact: str, scale: str) -> dict[str, float | None]:
     """Its experiments that have this scale, with the minutes they are said to take."""
     done = subprocess.run(
         [cli(artifact), "reproduce", "--list", "--json", "-"],
-        check=True,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         cwd=ROOT,
     )
+    if done.returncode:
+        raise SystemExit(done.stderr.strip() or f"{artifact}: --list failed ({done.returncode})")
     listed = json.loads(done.stdout)
     return {
         name: entry["minutes"].get(scale)
