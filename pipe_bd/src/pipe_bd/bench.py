@@ -31,11 +31,28 @@ class Entry:
         label: its name in the results.
         schedule: the schedule.
         plan: its stages; None plans from the profile taken at the start.
+        depth: of its queues.
     """
 
     label: str
     schedule: str
     plan: Plan | None = None
+    depth: int = 2
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often to run and to profile.
+
+    Attributes:
+        counted: rounds that count.
+        warm_up: one more before them.
+        trials: of the profile.
+    """
+
+    counted: int
+    warm_up: bool
+    trials: int
 
 
 @dataclass
@@ -90,10 +107,11 @@ def bench(
     *,
     profile: Profile | None = None,
     trials: int = 5,
+    warm_up: bool = True,
 ) -> Bench:
     """Run every entry once per repetition, A-B-C-A-B-C.
 
-    Each run starts from the same untrained students. The first round warms up and is not counted.
+    Each run starts from the same untrained students.
 
     Args:
         task: the job.
@@ -102,25 +120,26 @@ def bench(
         repetitions: counted rounds.
         profile: to plan with; None measures one first, in the same process group.
         trials: of that measurement.
+        warm_up: run one round first that is not counted.
     """
-    return run_ranks(_worker, world, task, list(entries), repetitions, profile, trials)
+    rounds = Rounds(repetitions, warm_up, trials)
+    result: Bench = run_ranks(_worker, world, task, list(entries), rounds, profile)
+    return result
 
 
-def _worker(
-    task: Task, entries: list[Entry], repetitions: int, profile: Profile | None, trials: int
-) -> Bench:
+def _worker(task: Task, entries: list[Entry], rounds: Rounds, profile: Profile | None) -> Bench:
     world = join("cpu")
     options = Options(devices=world.size, device="cpu")
     freeze(task, "eval")
     if profile is None:
-        profile = measure(task, world, check(task), options, trials=trials)
+        profile = measure(task, world, check(task), options, trials=rounds.trials)
     out = Bench(task.source.steps, profile=profile.to_dict())
     for entry in entries:
         if entry.schedule == "ahd" and entry.plan is None:
             out.plans[entry.label] = planner.plan(profile, world.size).to_dict()
-    for repetition in range(repetitions + 1):
+    for counted in [False] * rounds.warm_up + [True] * rounds.counted:
         for entry in entries:
-            _one(task, entry, profile, out, counted=repetition > 0)
+            _one(task, entry, profile, out, counted=counted)
     return out
 
 
@@ -133,6 +152,7 @@ def _one(task: Task, entry: Entry, profile: Profile, out: Bench, *, counted: boo
             schedule=entry.schedule,
             devices=1 if entry.schedule == "sequential" else world.size,
             plan=entry.plan,
+            depth=entry.depth,
             device="cpu",
         ),
         profile,

@@ -1,0 +1,102 @@
+"""The paper's main figure: five schedules, and the strong baseline it does not show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shorthaul.experiments import Context, Experiment, Figure, Series, Summary
+
+from pipe_bd.bench import Entry, bench
+from pipe_bd.experiments._shared import (
+    CPU_NOTE,
+    POSTER,
+    WHY_OURS_DIFFER,
+    bench_table,
+    shape,
+    with_range,
+)
+from pipe_bd.models import build
+
+PAPERS = ("dp", "ls", "tr", "dpu", "ahd")
+AGAIN = "dpu again"
+
+
+def run(context: Context) -> Summary:
+    """Interleave all schedules on every model in one process group each."""
+    s = context.settings
+    metrics: dict[str, Any] = {}
+    tables, speedups, noises = [], {}, []
+    for model, steps in s["models"].items():
+        task = build(model, seed=context.seed, steps=steps, optimizer="sgd")
+        entries = [Entry(name, name) for name in ("dp", "ls", "joint", "tr", "dpu", "ahd")]
+        result = bench(task, 2, [*entries, Entry(AGAIN, "dpu")], s["repetitions"])
+        context.run.metric(model=model, **result.to_dict())
+        ratio = {name: result.ratio("dp", name) for name in (*PAPERS, "joint")}
+        speedups[model] = ratio
+        cpu = result.medians("cpu_s")
+        best = min(("joint", "dpu", "ahd"), key=lambda name: cpu[name])
+        noise = result.noise("dpu", AGAIN)
+        noises.append(noise)
+        traffic = {
+            name: (c["relay_bytes"] + c["allreduce_bytes"]) / steps
+            for name, c in result.counts.items()
+        }
+        metrics[model] = {
+            "dp_over_dpu": ratio["dpu"]["median"],
+            "dp_over_joint": ratio["joint"]["median"],
+            "dp_over_ahd": ratio["ahd"]["median"],
+            "dp_over_best": result.ratio("dp", best)["median"],
+            "best": best,
+            "joint_over_dpu": result.ratio("joint", "dpu")["median"],
+            "wall": {
+                "dp_over_dpu": result.ratio("dp", "dpu", "wall_s")["median"],
+                "joint_over_dpu": result.ratio("joint", "dpu", "wall_s")["median"],
+            },
+            "ahd_plan": shape(result.plans["ahd"]),
+            "teacher_calls_per_step": {
+                k: c["teacher_calls"] / steps for k, c in result.counts.items()
+            },
+            "bytes_per_step": traffic,
+            "traffic_joint_over_dpu": traffic["joint"] / traffic["dpu"],
+        }
+        tables.append(bench_table(result, f"times_{model}", f"{model} on 2 ranks"))
+    figures = [
+        Figure(
+            "speedup",
+            "Speed-up over DP by schedule",
+            "bars",
+            list(speedups),
+            "model",
+            "DP time / schedule's time, CPU of the busiest rank",
+            [
+                with_range(name, [speedups[m][name] for m in speedups])
+                for name in (*PAPERS, "joint")
+            ],
+            note=CPU_NOTE,
+        ),
+        Figure(
+            "speedup_paper",
+            "The paper's speed-up over DP, 4 GPUs",
+            "bars",
+            list(POSTER),
+            "task",
+            "DP time / schedule's time",
+            [Series(name, [POSTER[t][name] for t in POSTER], kind="paper") for name in PAPERS],
+            note="Read off the authors' poster, ± 0.05. " + WHY_OURS_DIFFER,
+        ),
+    ]
+    loudest = max(noises, key=lambda n: n["spread"])
+    return Summary(metrics, figures, tables, [WHY_OURS_DIFFER], noise=loudest)
+
+
+EXPERIMENT = Experiment(
+    id="speedup_bars",
+    title="Speed-up of the five schedules over DP, and of joint training",
+    source="Pipe-BD, main figure (poster)",
+    run=run,
+    scales={
+        "smoke": {"models": {"vgg6": 3}, "repetitions": 1},
+        "small": {"models": {"vgg6": 12, "gpt12": 8}, "repetitions": 5},
+    },
+    minutes={"smoke": 0.5, "small": 6},
+)
