@@ -150,6 +150,8 @@ def test_load_with_everything(tmp_path: Path) -> None:
         (CLAIM + 'reproduced = "impossible"', "impossible: wants why"),
         ("[[claims]]", "unknown key 'claims'"),
         ("[[claim]", "not TOML"),
+        (CLAIM.replace("[[claim]]", "[claim]"), "written [[claim]]"),
+        ("claim = [1]", "written [[claim]]"),
     ],
 )
 def test_load_mistakes(tmp_path: Path, text: str, words: str) -> None:

@@ -94,10 +94,10 @@ def test_a_stamp_of_another_configuration_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_names_get_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no scale 'smal'; did you mean 'small'"):
-        run(tmp_path, scale="smal")
-    with pytest.raises(UserError, match="no setting 'widht'; did you mean 'width'"):
-        run(tmp_path, scale="small", overrides={"widht": 1})
+    with pytest.raises(UserError, match="no scale 'smoky'; did you mean 'smoke'"):
+        run(tmp_path, scale="smoky")
+    with pytest.raises(UserError, match="no setting 'widths'; did you mean 'width'"):
+        run(tmp_path, scale="small", overrides={"widths": 1})
     with pytest.raises(UserError, match="unknown experiment 'virtual'; did you mean 'virtual_de"):
         experiments.get({"virtual_devices": experiment()}, "virtual")
 

@@ -16,8 +16,7 @@ from shorthaul.errors import UserError
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Replace a file by `data`, durably; missing parent folders are created.
 
-    The bytes go to a temporary file in the same folder, are synced, renamed over `path`, and the
-    folder is synced. A failure (OSError) leaves `path` as it was.
+    A failure (OSError) leaves `path` as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,10 +48,8 @@ def write_text(path: Path | str, text: str) -> None:
 def plain(obj: Any) -> Any:
     """Turn dataclasses, paths, sets, numpy values and tensors into what JSON can hold.
 
-    A number that is not finite becomes None: JSON has no NaN, and strict readers refuse it.
-
-    Raises:
-        TypeError: A value has no JSON form.
+    A number that is not finite becomes None: JSON has no NaN, and strict readers refuse it. A
+    value without a JSON form is a TypeError.
     """
     if obj is None or isinstance(obj, bool | str | int):
         return obj
@@ -79,11 +76,7 @@ def write_json(path: Path | str, obj: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: The file is missing, unreadable or not JSON; the message names it.
-    """
+    """Read a JSON file; one that is missing or not JSON is a UserError that names it."""
     try:
         return json.loads(Path(path).read_bytes())
     except OSError as error:

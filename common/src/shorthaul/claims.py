@@ -40,25 +40,22 @@ class Expect:
     def __post_init__(self) -> None:
         given = {name for name, value in vars(self).items() if value is not None}
         if given not in ({"exact"}, {"rel", "of"}, {"min"}, {"max"}, {"min", "max"}, {"monotone"}):
-            raise UserError(
-                f"expect has {', '.join(sorted(given)) or 'nothing'}; "
-                "it is exact, rel with of, min, max, min with max, or monotone"
-            )
+            forms = "it is exact, rel with of, min, max, min with max, or monotone"
+            raise UserError(f"expect has {', '.join(sorted(given)) or 'nothing'}; {forms}")
 
     def holds(self, value: Any) -> bool:
         """Tell whether a found value is as expected."""
         if self.exact is not None:
             return _same(value, self.exact)
         values = value if isinstance(value, list) else [value]
-        if not values or not all(_number(v) for v in values):
+        if not values or not all(type(v) in (int, float) for v in values):
             return False
         if self.monotone is not None:
             sign = 1 if self.monotone == "increasing" else -1
-            steps = itertools.pairwise(values)
-            return len(values) > 1 and all(sign * (b - a) > 0 for a, b in steps)
+            steps = [sign * (b - a) for a, b in itertools.pairwise(values)]
+            return bool(steps) and all(step > 0 for step in steps)
         if self.rel is not None and self.of is not None:
-            room = self.rel * abs(self.of)
-            return all(abs(v - self.of) <= room for v in values)
+            return all(abs(v - self.of) <= self.rel * abs(self.of) for v in values)
         low = float("-inf") if self.min is None else self.min
         high = float("inf") if self.max is None else self.max
         return all(low <= v <= high for v in values)
@@ -126,10 +123,6 @@ class Verdict:
     noise: Mapping[str, Any] | None = None
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_same, a, b))
@@ -153,17 +146,15 @@ def show(value: Any) -> str:
 
 
 def load(path: Path) -> list[Claim]:
-    """Read a claims file.
-
-    Raises:
-        UserError: It is missing or no TOML, a key is unknown, a value has a wrong type, an id
-            occurs twice.
-    """
+    """Read a claims file; unknown keys, wrong types and ids that occur twice are UserErrors."""
     document = cli.read_toml(path)
-    if set(document) - {"claim"}:
-        raise UserError(f"{path}: unknown key {min(set(document) - {'claim'})!r}; known: claim")
+    entries = document.pop("claim", [])
+    if document:
+        raise UserError(f"{path}: unknown key {min(document)!r}; known: claim")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path}: claim is written [[claim]]")
     found: dict[str, Claim] = {}
-    for index, entry in enumerate(document.get("claim", []), 1):
+    for index, entry in enumerate(entries, 1):
         name = entry.get("id", f"number {index}")
         if name in found:
             raise UserError(f"{path}: two claims are called {name!r}")
@@ -175,11 +166,7 @@ def load(path: Path) -> list[Claim]:
 
 
 def find(metrics: Any, path: str) -> Any:
-    """Follow a dotted path through mappings and lists.
-
-    Raises:
-        KeyError: There is nothing there.
-    """
+    """Follow a dotted path through mappings and lists (KeyError: there is nothing there)."""
     for part in path.split("."):
         if isinstance(metrics, list) and part.lstrip("-").isdigit() and int(part) < len(metrics):
             metrics = metrics[int(part)]
@@ -193,14 +180,7 @@ def find(metrics: Any, path: str) -> Any:
 def check(
     claims: Iterable[Claim], root: Path, artifact: str, scale: str | None = None
 ) -> list[Verdict]:
-    """Compare claims with the newest run of their experiments, one verdict each, in order.
-
-    Args:
-        claims: What to check.
-        root: Folder of all runs.
-        artifact: Import name of the artifact.
-        scale: Only runs of this scale; None takes the newest of any.
-    """
+    """Compare claims with the newest run (of a scale, or any) of their experiments, in order."""
     return [_verdict(claim, root, artifact, scale) for claim in claims]
 
 
@@ -264,17 +244,11 @@ def _markdown_table(head: str, rows: Iterable[Sequence[str]]) -> str:
 
 def markdown(verdicts: Iterable[Verdict]) -> str:
     """Give the verdicts as a Markdown table, headline claims first."""
-    rows = [
-        (
-            v.claim.says,
-            f"**{v.status}**" if v.status == "failed" else v.status,
-            show(v.value),
-            str(v.claim.expect or "-"),
-            v.claim.paper,
-            v.scale or "-",
-        )
-        for v in ordered(verdicts)
-    ]
+    rows = []
+    for v in ordered(verdicts):
+        status = f"**{v.status}**" if v.status == "failed" else v.status
+        found, expected = show(v.value), str(v.claim.expect or "-")
+        rows.append((v.claim.says, status, found, expected, v.claim.paper, v.scale or "-"))
     return _markdown_table("| claim | verdict | found | expected | paper | scale |", rows)
 
 
@@ -283,13 +257,8 @@ def artifact_md(
 ) -> str:
     """Render the table of `ARTIFACT.md`: what is checked, how, at which cost.
 
-    Args:
-        claims: The artifact's claims.
-        experiments: Its experiments by id, for minutes and gigabytes.
-        command: Words before the experiment's id, such as `pipe-bd reproduce`.
-
-    Raises:
-        UserError: A claim names an experiment that does not exist.
+    `command` is the words before an experiment's id, such as `pipe-bd reproduce`. A claim of an
+    experiment that does not exist is a UserError.
     """
     rows = []
     for claim in claims:

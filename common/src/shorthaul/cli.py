@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import io
+import itertools
 import json as json_module
 import os
 import sys
@@ -136,9 +137,8 @@ def _load(target: str) -> Any:
         missing = (error.name or "").split(".")[0]
         if missing in ("", "shorthaul", module.split(".")[0]):
             raise
-        raise EnvironmentLack(
-            f"the Python package {missing!r} is not installed; pip install {missing}"
-        ) from error
+        lack = f"the Python package {missing!r} is not installed"
+        raise EnvironmentLack(f"{lack}; pip install {missing}") from error
 
 
 def _parse(command: Any, prog: str, argv: list[str]) -> Any:
@@ -146,12 +146,9 @@ def _parse(command: Any, prog: str, argv: list[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
+            single = (tyro.conf.FlagCreatePairsOff,)  # -v, and no --no-v
             parsed, unknown = tyro.cli(
-                command,
-                prog=prog,
-                args=argv,
-                return_unknown_args=True,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                command, prog=prog, args=argv, config=single, return_unknown_args=True
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -168,16 +165,8 @@ def _parse(command: Any, prog: str, argv: list[str]) -> Any:
 
 def _unboxed(text: str) -> str:
     """Take the statement out of tyro's box: the lines above its first rule."""
-    lines: list[str] = []
-    for line in text.splitlines():
-        words = line.strip("│╭╮╰╯─ ").strip()
-        if line.startswith("╭"):
-            continue
-        if not words and lines:
-            break
-        if words:
-            lines.append(words)
-    return " ".join(lines) or "the arguments cannot be read"
+    lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines() if not line.startswith("╭")]
+    return " ".join(itertools.takewhile(bool, lines)) or "the arguments cannot be read"
 
 
 def _flags(cls: Any, prefix: str = "--") -> list[str]:
@@ -195,16 +184,10 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def emit(obj: Any, json_path: Path | None, text: str | None = None) -> None:
-    """Show a result to a person as `text` (None: as JSON) and write it for a program when asked.
+    """Show a result to a person as `text` (None: as JSON) and write it as JSON when asked.
 
-    Args:
-        obj: The result, of anything `atomic.plain` takes.
-        json_path: File for the JSON, or `-` for standard output, which moves the text to standard
-            error; None for none.
-        text: What the person reads.
-
-    Raises:
-        UserError: The file cannot be written.
+    `obj` is anything `atomic.plain` takes; `json_path` a file, or `-` for standard output, which
+    moves the text to standard error. A file that cannot be written is a UserError.
     """
     document = json_module.dumps(atomic.plain(obj), indent=1, allow_nan=False)
     if json_path is not None and str(json_path) == "-":
@@ -223,24 +206,16 @@ def emit(obj: Any, json_path: Path | None, text: str | None = None) -> None:
 def load_preset(
     cls: type[T], path: Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> T:
-    """Build a configuration: defaults, then a TOML preset, then flags.
+    """Build a configuration dataclass: defaults, then a TOML preset, then flags.
 
-    Args:
-        cls: A dataclass, possibly holding further dataclasses.
-        path: The preset, or None for none.
-        overrides: Values given as flags, nested or with dots (`{"model.width": 8}`); None means
-            that the flag was not given.
+    `overrides` are the values given as flags, nested or with dots (`{"model.width": 8}`); None
+    means that the flag was not given.
 
     Raises:
         UserError: The preset is missing or no TOML, a key is unknown, or a value has a wrong type.
     """
     tree = {} if path is None else read_toml(path)
-    for key, value in _dotted(overrides or {}):
-        *parents, last = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
+    _merge(tree, overrides or {})
     return typing.cast(T, build(cls, tree, f"{path}: " if path else ""))
 
 
@@ -254,22 +229,19 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path}: not TOML ({error})") from error
 
 
-def _dotted(overrides: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _merge(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
+        first, _, rest = key.partition(".")
+        if rest or isinstance(value, Mapping):
+            _merge(tree.setdefault(first, {}), {rest: value} if rest else value)
         elif value is not None:
-            yield f"{prefix}{key}", value
+            tree[first] = value
 
 
 def build(cls: Any, tree: Any, where: str = "", prefix: str = "") -> Any:
-    """Make a dataclass from a TOML table, checking every key and type.
+    """Make a dataclass, whose fields may be dataclasses, from a TOML table.
 
-    Args:
-        cls: The dataclass; its fields may be dataclasses.
-        tree: The table.
-        where: Put before every message, such as the file.
-        prefix: Keys of the tables around this one, each with a dot.
+    `where`, such as the file, is put before every message; `prefix` is the tables around this one.
 
     Raises:
         UserError: A key is unknown or missing, or a value has a wrong type.

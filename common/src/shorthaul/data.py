@@ -32,13 +32,9 @@ _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 @dataclass(frozen=True)
 class FashionMnist:
-    """Fashion-MNIST: 28 x 28 grey images of ten kinds of clothing.
+    """Fashion-MNIST: grey images of ten kinds of clothing, labels 0 to 9, all uint8.
 
-    Attributes:
-        train_images: uint8 [60000, 28, 28].
-        train_labels: uint8 [60000], 0 to 9.
-        test_images: uint8 [10000, 28, 28].
-        test_labels: uint8 [10000].
+    Images are [60000, 28, 28] and [10000, 28, 28], labels [60000] and [10000].
     """
 
     train_images: Bytes
@@ -54,11 +50,7 @@ def sha256(path: Path | str) -> str:
 
 
 def manifest(paths: Iterable[Path | str]) -> dict[str, dict[str, Any]]:
-    """Give `{path: {bytes, sha256}}`, for a record of what was read.
-
-    Raises:
-        UserError: A file is missing.
-    """
+    """Give `{path: {bytes, sha256}}`, a record of what was read; a missing file is a UserError."""
     found: dict[str, dict[str, Any]] = {}
     for path in map(Path, paths):
         if not path.is_file():
@@ -68,13 +60,10 @@ def manifest(paths: Iterable[Path | str]) -> dict[str, dict[str, Any]]:
 
 
 def idx(path: Path | str) -> npt.NDArray[Any]:
-    """Read an IDX file (the format of MNIST), gzip-compressed or not.
+    """Read an IDX file (the format of MNIST), gzip-compressed or not, into a writable array.
 
     The format: two zero bytes, a type, the number of dimensions, each dimension as a big-endian
     32-bit number, then the values in row-major order.
-
-    Returns:
-        A writable array in native byte order.
 
     Raises:
         UserError: The file is missing, is no IDX file, or is shorter or longer than it says.
@@ -127,10 +116,8 @@ def fashion_mnist(root: Path | None = None) -> FashionMnist:
 def text_corpus(name: str = "python-topics", root: Path | None = None) -> bytes:
     """Give a text to train on, UTF-8.
 
-    Args:
-        name: `python-topics`, the language reference that ships with every CPython (topics in
-            alphabetical order, about 700 kB), or the path of a file.
-        root: Folder a relative path starts from; None is the current one.
+    `name` is `python-topics`, the language reference that ships with every CPython (topics in
+    alphabetical order), or the path of a file, relative to `root`.
 
     Raises:
         EnvironmentLack: This Python was packaged without its documentation topics.
@@ -151,11 +138,7 @@ def text_corpus(name: str = "python-topics", root: Path | None = None) -> bytes:
 
 
 def digits() -> tuple[Bytes, Bytes]:
-    """Give scikit-learn's digits: images uint8 [1797, 8, 8], 0 to 16, and labels uint8 [1797].
-
-    Raises:
-        EnvironmentLack: scikit-learn is not installed.
-    """
+    """Give scikit-learn's digits: images uint8 [1797, 8, 8], 0 to 16, and labels uint8 [1797]."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

@@ -15,14 +15,9 @@ from shorthaul.errors import EnvironmentLack
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at.
+    """One thing looked at: what was found or why it is not there, and how to get it (`fix`).
 
-    Attributes:
-        name: What it is.
-        ok: Whether it is there.
-        detail: What was found, or why it is not there.
-        fix: How to get it, shown when it is not there.
-        required: Whether nothing works without it.
+    Nothing works without what is `required`.
     """
 
     name: str
@@ -34,14 +29,15 @@ class Check:
 
 def common() -> list[Check]:
     """Look at what every artifact uses."""
-    memory = machine.memory_bytes() / 2**30
+    found = machine.describe()
+    memory = found["memory_bytes"] / 2**30
     free = shutil.disk_usage(".").free / 2**30
     root = os.geteuid() == 0
     images = data.FASHION_MNIST / "train-images-idx3-ubyte.gz"
     version, old = platform.python_version(), "install Python 3.11 or newer"
     return [
         Check("python", sys.version_info >= (3, 11), version, old, required=True),
-        Check("processor", True, f"{machine.cores()} cores, {machine.cpu_model()}"),
+        Check("processor", True, f"{found['cores']} cores, {found['cpu']}"),
         Check("memory", memory >= 4, f"{memory:.1f} GiB", "scale small wants 4 GiB"),
         Check("disk", free >= 5, f"{free:.1f} GiB free here", "scale small wants 5 GiB"),
         *_torch(),
@@ -97,8 +93,7 @@ def table(checks: Iterable[Check]) -> str:
 def run(checks: Iterable[Check], json_path: Path | None = None) -> None:
     """Show checks, usually `common()` and an artifact's own, and write them as JSON if asked.
 
-    Raises:
-        EnvironmentLack: Something required is missing, which makes the exit code 3.
+    A lack of something required is an EnvironmentLack, which makes the exit code 3.
     """
     rows = list(checks)
     missing = [check for check in rows if check.required and not check.ok]

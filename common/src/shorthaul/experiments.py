@@ -90,11 +90,9 @@ class Summary:
 
     Attributes:
         metrics: Nested mapping of numbers, words and lists; claims name entries by dotted paths.
-        figures: Figures to draw.
-        tables: Tables to show.
         notes: Sentences for the reader.
-        emulated: What stands in for real hardware, in words, or None.
-        noise: A/A noise of the machine during the run, as `stats.noise` gives it, or None.
+        emulated: What stands in for real hardware, in words.
+        noise: A/A noise of the machine during the run, as `stats.noise` gives it.
     """
 
     metrics: dict[str, Any]
@@ -111,30 +109,21 @@ class Summary:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read `to_json`'s data, or a whole `summary.json`, back."""
+        figures = [
+            Figure(**{**figure, "series": [Series(**series) for series in figure["series"]]})
+            for figure in data.get("figures", [])
+        ]
+        tables = [Table(**table) for table in data.get("tables", [])]
         own = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
-        return cls(
-            **{
-                **own,
-                "figures": [
-                    Figure(**{**figure, "series": [Series(**s) for s in figure["series"]]})
-                    for figure in data.get("figures", [])
-                ],
-                "tables": [Table(**table) for table in data.get("tables", [])],
-            }
-        )
+        return cls(**{**own, "figures": figures, "tables": tables})
 
 
 @dataclass(frozen=True)
 class Context:
-    """What an experiment is given.
+    """What an experiment is given: the settings of its scale, with overrides, and where to write.
 
-    Attributes:
-        scale: `smoke`, `small` or `paper`.
-        settings: The scale's settings with overrides applied.
-        seed: Seed of everything random.
-        run: The run folder; `run.metric(...)` appends to its log.
-        workdir: Scratch folder, kept when the run fails, so that a second run of the same stamp
-            can continue from it, and removed when it succeeds.
+    `run.metric(...)` appends to the run's log. `workdir` is scratch: kept when the run fails, so
+    that a second run of the same stamp can continue from it, and removed when it succeeds.
     """
 
     scale: str
@@ -210,15 +199,8 @@ def run(
 ) -> Run:
     """Run an experiment and record it.
 
-    Args:
-        experiment: What to run.
-        artifact: Import name of the artifact.
-        scale: Which of its scales.
-        seed: Seed of everything random.
-        root: Folder of all runs.
-        stamp: Name of the run folder. One that already holds a summary of the same configuration
-            is returned as it is; without a summary, work continues in it.
-        overrides: Settings that replace those of the scale.
+    A run folder named `stamp` that already holds a summary of the same configuration is returned
+    as it is; without a summary, work continues in it.
 
     Returns:
         The run, with `summary.json`, every figure as CSV and SVG, every table as CSV. A run that

@@ -34,11 +34,7 @@ _ECHO = re.compile(
 
 
 class RankDied(Fault):
-    """A rank ended the run; the message names it and why.
-
-    Attributes:
-        rank: The rank that died first.
-    """
+    """A rank ended the run; the message names it and why, `rank` is its number."""
 
     def __init__(self, rank: int, why: str) -> None:
         super().__init__(f"rank {rank} {why}")
@@ -56,7 +52,7 @@ def bind_to_parent() -> None:
         os._exit(1)
 
 
-def run_worker(main: Callable[[], None]) -> NoReturn:
+def run_worker(main: Callable[[], object]) -> NoReturn:
     """Run a worker's main function; leave by an exit code, with what went wrong in a file.
 
     The file is `rank<N>.json` in the folder named by `SHORTHAUL_ERROR_DIR`; without that folder
@@ -74,11 +70,10 @@ def run_worker(main: Callable[[], None]) -> NoReturn:
     except BaseException as error:
         code = error.exit_code if isinstance(error, ShorthaulError) else 1
         _report(type(error).__name__, str(error), code)
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
     if code:
         # Not sys.exit: torch's teardown may wait for peers that will never answer.
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
         os._exit(code)
     sys.exit(0)
 
@@ -113,7 +108,7 @@ def launch(
     Call it from the main thread: the kernel ties the workers to the thread that starts them.
 
     Args:
-        module: Module to run as `__main__`.
+        module: Module to run as `__main__`, with `args`.
         args: Its arguments.
         nproc: Number of ranks.
         env: Further environment variables of the workers.
@@ -137,7 +132,10 @@ def launch(
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     except ImportError as error:
         raise EnvironmentLack("torch is not installed; pip install torch") from error
-    _hush()
+    for name in list(logging.root.manager.loggerDict):
+        # The agent's reports are pages long, ours are a line.
+        if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     with tempfile.TemporaryDirectory(prefix="shorthaul-") as folder:
         variables = dict.fromkeys(_THREADS, str(threads)) | {
             _ERRORS: folder,
@@ -160,7 +158,6 @@ def launch(
             rdzv_configs={"is_host": True},
             local_addr="127.0.0.1",
             max_restarts=0,
-            monitor_interval=0.1,
             shutdown_timeout=math.ceil(grace_s),
             logs_specs=DefaultLogsSpecs(log_dir=f"{folder}/agent"),
         )
@@ -173,19 +170,12 @@ def launch(
                     with contextlib.suppress(OSError):
                         os.killpg(failure.pid, signal.SIGKILL)
                 raise _cause(Path(folder), error.failures) from None
-            except (SignalException, _Stopped) as stop:
+            except SignalException as stop:
                 if late.is_set():
                     raise Fault(f"{module} was not done after {timeout_s:g} s") from None
                 if stop.sigval == signal.SIGINT:
                     raise KeyboardInterrupt from None
                 raise SystemExit(128 + stop.sigval) from None
-
-
-class _Stopped(BaseException):
-    """A signal that came before the agent had its own handlers."""
-
-    def __init__(self, sigval: int) -> None:
-        self.sigval = sigval
 
 
 @contextlib.contextmanager
@@ -195,10 +185,10 @@ def _agent(variables: Mapping[str, str], grace_s: float) -> Iterator[None]:
     It passes its own environment to the workers, installs signal handlers for good, and when a
     rank fails gives the others 30 s, whatever is set.
     """
-    from torch.distributed.elastic.multiprocessing import PContext
+    from torch.distributed.elastic.multiprocessing import PContext, SignalException
 
-    def stop(signum: int, frame: Any) -> None:
-        raise _Stopped(signum)
+    def stop(signum: int, frame: Any) -> None:  # until the agent has handlers of its own
+        raise SignalException("", signal.Signals(signum))
 
     def close(self: Any, death_sig: Any = None, timeout: int = 30) -> None:
         plain_close(self, death_sig, min(timeout, math.ceil(grace_s)))
@@ -212,9 +202,9 @@ def _agent(variables: Mapping[str, str], grace_s: float) -> Iterator[None]:
         yield
     finally:
         PContext.close = plain_close  # type: ignore[method-assign]
-        for name in variables:
-            del os.environ[name]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -238,18 +228,10 @@ def _alarm(timeout_s: float | None) -> Iterator[threading.Event]:
         timer.cancel()
 
 
-def _hush() -> None:
-    """Silence the agent's loggers: its reports are pages long, ours are a line."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-
-
 def _cause(folder: Path, failures: Mapping[int, Any]) -> ShorthaulError:
     """Find which rank failed first, among those that merely noticed or were ended by the agent.
 
-    `folder` is where the workers wrote their errors; `failures` maps ranks to the agent's records,
-    in the order it saw them end.
+    `failures` maps ranks to the agent's records, in the order it saw them end.
     """
     entries = [json.loads(path.read_bytes()) for path in folder.glob("rank*.json")]
     entries.sort(key=lambda entry: (bool(_ECHO.search(entry["message"])), entry["at"]))
@@ -287,12 +269,8 @@ def _worker() -> NoReturn:
         file = os.open(f"{logs}/rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(file, 1)
         os.dup2(file, 2)
-    module, *sys.argv[1:] = sys.argv[1:]
-
-    def main() -> None:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-    run_worker(main)
+    module = sys.argv.pop(1)
+    run_worker(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
 
 if __name__ == "__main__":

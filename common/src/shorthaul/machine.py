@@ -12,23 +12,13 @@ _PACKAGES = "torch torchvision transformers numpy scikit-learn tyro jinja2 matpl
 
 
 def versions() -> dict[str, str]:
-    """Give the installed versions of the packages results depend on, importing none of them."""
+    """Give the versions of the installed packages results depend on, importing none of them."""
     found = {
         distribution.metadata["Name"]: distribution.version
         for distribution in importlib.metadata.distributions()
     }
     wanted = (name for name in found if name.lower() in _PACKAGES or name.startswith("shorthaul-"))
     return {name: found[name] for name in sorted(wanted)}
-
-
-def memory_bytes() -> int:
-    """Give the machine's physical memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def cores() -> int:
-    """Give the number of cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @functools.cache
@@ -75,16 +65,14 @@ def commit(repo: Path | None = None) -> tuple[str | None, bool | None]:
 def describe(repo: Path | None = None) -> dict[str, Any]:
     """Describe the machine and the software, for `env.json` and the report.
 
-    Returns:
-        `cpu`, `cores`, `memory_bytes`, `kernel`, `python`, `versions` (package to version), `gpu`
-        (names or None), `commit` and `dirty` (see `commit`), and `load` (the load average over 1,
-        5 and 15 minutes).
+    `cores` are those this process may use, `gpu` is None without any, `commit` and `dirty` as
+    `commit` gives them, `load` is the load average over 1, 5 and 15 minutes.
     """
     head, dirty = commit(repo)
     return {
         "cpu": cpu_model(),
-        "cores": cores(),
-        "memory_bytes": memory_bytes(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions(),

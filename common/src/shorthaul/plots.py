@@ -17,15 +17,8 @@ if TYPE_CHECKING:
 
     from shorthaul.experiments import Figure, Series, Table
 
-COLOURS = {
-    "sequential": "#8c8c8c",
-    "dp": "#4477aa",
-    "ls": "#66ccee",
-    "joint": "#aa3377",
-    "tr": "#ccaa22",
-    "dpu": "#228833",
-    "ahd": "#ee6677",
-}
+COLOURS = {"sequential": "#8c8c8c", "dp": "#4477aa", "ls": "#66ccee", "joint": "#aa3377"}
+COLOURS |= {"tr": "#ccaa22", "dpu": "#228833", "ahd": "#ee6677"}
 _FALLBACK = "#0072b2 #d55e00 #009e73 #cc79a7 #b8860b #56a0d3 #7a5fb0 #9a6b4f".split()
 _HATCH = {"virtual": "///", "simulated": "...", "predicted": "xx", "paper": "\\\\\\"}
 _DASH = {"virtual": "--", "simulated": ":", "predicted": "-.", "paper": (0, (6, 2))}
@@ -124,6 +117,7 @@ def _draw(axes: Any, figure: "Figure") -> None:
             marker=_MARKER[series.kind],
             markerfacecolor=None if series.kind == "measured" else "none",
         )
+    axes.use_sticky_edges = False  # or a stack of equal height would touch the frame
     if not figure.log_y and all((v or 0) >= 0 for s in figure.series for v in s.y):
         axes.set_ylim(bottom=0)
     words = [f"{v:g}" if isinstance(v, int | float) else v for v in figure.x]

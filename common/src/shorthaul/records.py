@@ -21,10 +21,6 @@ from shorthaul.errors import UserError
 _FORMAT = {"format": "shorthaul-run", "version": 1}
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 def as_toml(value: Any) -> Any:
     """Make a value plain and drop the keys whose value is None, which TOML cannot hold."""
     value = atomic.plain(value)
@@ -60,17 +56,10 @@ class Run:
         root: Path = Path("runs"),
         stamp: str | None = None,
     ) -> Self:
-        """Make a run folder, or continue the one of that stamp.
+        """Make a run folder, or continue the one of that stamp (None: a new one, by the time).
 
-        Args:
-            artifact: Import name of the artifact.
-            experiment: Experiment id.
-            config: The resolved configuration; entries that are None are left out.
-            seed: Seed of the run.
-            scale: `smoke`, `small` or `paper`.
-            emulated: What stands in for real hardware, in words, or None when nothing does.
-            root: Folder of all runs.
-            stamp: Folder name; None takes the time.
+        `config` is the resolved configuration, `emulated` says in words what stands in for real
+        hardware.
 
         Raises:
             UserError: The stamp is no plain name, the folder cannot be made, or it holds another
@@ -101,7 +90,7 @@ class Run:
             "emulated": emulated,
             **{key: env.pop(key) for key in ("commit", "dirty", "versions")},
             "machine": env,
-            "started": _now().isoformat(timespec="milliseconds"),
+            "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
         atomic.write_json(path / "env.json", {**header, "arguments": sys.argv[1:]})
         return cls(path, header)
@@ -142,19 +131,17 @@ class Run:
     def write_summary(self, payload: Mapping[str, Any]) -> None:
         """Write `summary.json`, which marks the run as succeeded.
 
-        Args:
-            payload: `metrics` and whatever else the run found. Its `emulated`, when not None,
-                replaces that of the run.
+        `payload` is `metrics` and whatever else the run found; its `emulated`, when not None,
+        replaces that of the run.
 
         Raises:
-            ValueError: The run was opened for reading, or the payload names a field that the
-                record itself fills in.
+            ValueError: The run is open for reading, or the payload forges a field of the record.
         """
         if self._header is None:
             raise ValueError(f"{self.path} was opened for reading")
         body, header = dict(payload), dict(self._header)
         header["emulated"] = body.pop("emulated", None) or header["emulated"]
-        header["ended"] = _now().isoformat(timespec="milliseconds")
+        header["ended"] = datetime.now(UTC).isoformat(timespec="milliseconds")
         header["wall_s"] = time.monotonic() - self._start
         if clash := sorted(set(header) & set(body)):
             raise ValueError(f"a summary may not set {', '.join(clash)}")
@@ -173,10 +160,9 @@ class Run:
         return (self.path / "summary.json").is_file()
 
     def close(self) -> None:
-        """Close `metrics.jsonl`."""
+        """Close `metrics.jsonl`; a further `metric` opens it again."""
         if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+            self._metrics = self._metrics.close()
 
     def __enter__(self) -> Self:
         return self
@@ -190,7 +176,7 @@ class Run:
 
 def _fresh(parent: Path) -> Path:
     """Make a new folder named by the time; two runs in one second get different ones."""
-    name = path = f"{_now():%Y%m%dT%H%M%S}"
+    name = path = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
     for number in range(2, 1000):
         with contextlib.suppress(FileExistsError):
             (parent / path).mkdir()
@@ -200,14 +186,7 @@ def _fresh(parent: Path) -> Path:
 
 
 def latest(root: Path, artifact: str, experiment: str, scale: str | None = None) -> Run | None:
-    """Find the run whose summary says it ended last, or None without any.
-
-    Args:
-        root: Folder of all runs.
-        artifact: Import name of the artifact.
-        experiment: Experiment id.
-        scale: Only runs of this scale; None takes any.
-    """
+    """Find the run (of a scale, or any) whose summary says it ended last, or None."""
     dated: list[tuple[str, Path]] = []
     for file in (Path(root) / artifact / experiment).glob("*/summary.json"):
         summary = Run(file.parent).summary()

@@ -31,15 +31,9 @@ def collect(
     about: str = "",
     scale: str | None = None,
 ) -> ArtifactReport:
-    """Gather an artifact's verdicts and its newest run of each experiment.
+    """Gather an artifact's verdicts and its newest run (of a scale, or any) of each experiment.
 
-    Args:
-        root: Folder of all runs.
-        artifact: Import name.
-        claims_path: Its `claims.toml`; one that cannot be read is a UserError.
-        title: Heading on the page.
-        about: A sentence or two below it.
-        scale: Only runs of this scale; None takes the newest of any.
+    `about` is a sentence below the `title`. Claims that cannot be read are a UserError.
     """
     verdicts = claims.check(claims.load(claims_path), root, artifact, scale)
     names = [verdict.claim.experiment for verdict in verdicts]
@@ -55,12 +49,9 @@ def write(out: Path, artifacts: Sequence[ArtifactReport]) -> Path:
     """
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("shorthaul"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(show=claims.show, minutes=_minutes, date=_date, gib=_gib)
+    loader, strict = jinja2.PackageLoader("shorthaul"), jinja2.StrictUndefined
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=strict)
+    environment.filters.update(show=claims.show, date=_date)
     sections = [
         {
             "report": artifact,
@@ -86,18 +77,15 @@ def _experiment(artifact: str, run: Run) -> dict[str, Any]:
     record = run.summary()
     summary = Summary.from_json(record)
     anchor = f"{artifact}-{record['experiment']}"
-    figures = [
-        {
-            "figure": figure,
-            "svg": Markup(plots.svg(figure, prefix=f"{anchor}-")),
-            "csv": _link(plots.csv(figure)),
-        }
-        for figure in summary.figures
-    ]
-    tables = [{"table": table, "csv": _link(plots.table_csv(table))} for table in summary.tables]
     return {
-        **{"anchor": anchor, "record": record, "summary": summary},
-        **{"figures": figures, "tables": tables},
+        "anchor": anchor,
+        "record": record,
+        "summary": summary,
+        "figures": [
+            (figure, Markup(plots.svg(figure, prefix=f"{anchor}-")), _link(plots.csv(figure)))
+            for figure in summary.figures
+        ],
+        "tables": [(table, _link(plots.table_csv(table))) for table in summary.tables],
     }
 
 
@@ -118,14 +106,6 @@ def _link(csv: str) -> str:
     return "data:text/csv;charset=utf-8," + urllib.parse.quote(csv)
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
-
-
 def _date(moment: datetime | str) -> str:
     value = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
     return f"{value:%Y-%m-%d %H:%M} UTC"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"

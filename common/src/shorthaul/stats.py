@@ -32,13 +32,10 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
 
 
 def paired_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Give `median`, `low` and `high` (95 %) of `a[i] / b[i]`.
+    """Give `median`, `low` and `high` (95 %) of `a[i] / b[i]`; a ValueError when there is none.
 
     Measurements taken side by side share the machine's mood, so their ratio is steadier than the
     ratio of the medians.
-
-    Raises:
-        ValueError: The lengths differ or are zero, or a `b` is zero.
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"pairs needed: {len(a)} against {len(b)} measurements")
@@ -62,13 +59,7 @@ def noise(a1: Sequence[float], a2: Sequence[float]) -> dict[str, float]:
 def interleave(
     runners: Mapping[str, Callable[[], T]], repetitions: int, *, warmup: int = 0
 ) -> dict[str, list[T]]:
-    """Run A B A B …, so that drift of the machine falls on all alike.
-
-    Args:
-        runners: What to run, by name.
-        repetitions: Results kept of each, at least 1.
-        warmup: Rounds run first and thrown away.
-    """
+    """Run A B A B …, so that drift falls on all alike; results of `warmup` rounds are dropped."""
     if repetitions < 1:
         raise ValueError(f"repetitions {repetitions}: at least 1")
     results: dict[str, list[T]] = {name: [] for name in runners}

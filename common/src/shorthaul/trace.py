@@ -13,10 +13,8 @@ from shorthaul import atomic
 class Tracer:
     """Collects the events of one process; times are seconds on a clock the processes share.
 
-    Args:
-        pid: Rank or server number.
-        name: What the viewer calls the process, such as `rank 0`.
-        enabled: When false every call returns at once and `write` writes nothing.
+    `pid` is the rank or server, `name` what the viewer calls it. When not `enabled` every call
+    returns at once and `write` writes nothing.
     """
 
     def __init__(self, pid: int, name: str, *, enabled: bool = True) -> None:
