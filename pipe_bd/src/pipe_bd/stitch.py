@@ -1,0 +1,99 @@
+"""The whole student: entry, the chosen student of every block, and the teacher's tail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shorthaul.errors import UserError
+from torch import Tensor, nn
+
+from pipe_bd.blocks import BlockPair, Candidate, SideInputs, Task
+
+Choice = str | Mapping[str, str] | None
+
+
+def chosen(pair: BlockPair, choose: Choice) -> tuple[str, Candidate]:
+    """Name and candidate that stand for a block.
+
+    Args:
+        pair: the block.
+        choose: one candidate name for all blocks, or a name per block; needed only where a block
+            has several.
+
+    Raises:
+        UserError: several candidates and none chosen, or an unknown name.
+    """
+    name = choose if isinstance(choose, str) else (choose or {}).get(pair.name)
+    known = ", ".join(pair.candidates)
+    if name is None:
+        if len(pair.candidates) > 1:
+            raise UserError(
+                f"block {pair.name!r} has several candidates ({known}): choose one by name"
+            )
+        name = next(iter(pair.candidates))
+    if name not in pair.candidates:
+        raise UserError(f"block {pair.name!r} has no candidate {name!r}: it has {known}")
+    return name, pair.candidates[name]
+
+
+def check_choice(task: Task, choose: Choice) -> None:
+    """Refuse a choice for a block that the task does not have."""
+    if isinstance(choose, Mapping):
+        names = [p.name for p in task.pairs]
+        for name in choose:
+            if name not in names:
+                raise UserError(
+                    f"there is no block {name!r} to choose for: the blocks are {', '.join(names)}"
+                )
+
+
+class Stitched(nn.Module):
+    """Blocks one after another, with their side inputs.
+
+    Args:
+        blocks: one module per block, by name.
+        entry: applied to the raw batch first.
+        side: side inputs of the blocks.
+        tail: applied last.
+    """
+
+    def __init__(
+        self,
+        blocks: Mapping[str, nn.Module],
+        entry: nn.Module | None = None,
+        side: SideInputs | None = None,
+        tail: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.entry = entry or nn.Identity()
+        self.blocks = nn.ModuleList(blocks.values())
+        self.tail = tail or nn.Identity()
+        self.names = tuple(blocks)
+        self.side = side
+
+    def forward(self, x: Tensor, **carry: Tensor) -> Any:
+        """Raw batch (rows, ...) → the tail's output; ``carry`` as in a :class:`Batch`."""
+        x = self.entry(x)
+        side = [{}] * len(self.blocks) if self.side is None else self.side(x, carry)
+        for block, kwargs in zip(self.blocks, side, strict=True):
+            x = block(x, **kwargs)
+        return self.tail(x)
+
+
+def stitch(task: Task, choose: Choice = None) -> Stitched:
+    """The whole student of a task, in eval mode. Modules are shared with the task, not copied.
+
+    Args:
+        task: the job, trained or not.
+        choose: see :func:`chosen`.
+    """
+    check_choice(task, choose)
+    blocks = {p.name: chosen(p, choose)[1].module for p in task.pairs}
+    return Stitched(blocks, task.entry, task.side, getattr(task, "tail", None)).eval()
+
+
+def teacher_of(task: Task) -> Stitched:
+    """The whole teacher of a task, run block by block, in eval mode."""
+    blocks = {p.name: p.teacher for p in task.pairs}
+    return Stitched(blocks, task.entry, task.side, getattr(task, "tail", None)).eval()
