@@ -17,13 +17,13 @@ class ModelFlags:
     """A model by name, or a Hugging Face directory with text to distil on."""
 
     model: str = "toy-gpt"
-    """Known models: see `pipe-bd train --model ?`."""
+    """toy-gpt, toy-vgg, toy-bn, toy-library, gpt12, gpt12-library, vgg6, fashion or text."""
     hf: Path | None = None
     """Directory of a Llama, Qwen or GPT-2 family model instead of --model."""
     text: Path | None = None
     """Text file to distil on, with --hf; Python's documentation when absent."""
-    ffn: float = 0.5
-    """Share of the feed-forward width the student keeps, with --hf."""
+    student: str = "ffn=0.5"
+    """The student's shape with --hf, e.g. "ffn=0.5,kv_heads=2"."""
     tokens: int = 64
     """Tokens per row, with --hf."""
     steps: int = 20
@@ -31,18 +31,20 @@ class ModelFlags:
     batch: int | None = None
     """Rows per batch; the model's usual one when absent."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    """SGD with momentum, or AdamW."""
+    """SGD with momentum, or AdamW, for the toy models."""
 
     def describe(self, seed: int) -> dict[str, Any]:
         """What :func:`pipe_bd.models.build` needs to make the task again."""
         options: dict[str, Any] = {"seed": seed, "steps": self.steps, "batch": self.batch}
+        if self.hf is None and self.model in ("fashion", "text"):
+            return {"model": self.model, "options": options}
         if self.hf is None:
             return {"model": self.model, "options": {**options, "optimizer": self.optimizer}}
         text = None if self.text is None else str(self.text.resolve())
         extra = {
             "directory": str(self.hf.resolve()),
             "text": text,
-            "ffn": self.ffn,
+            "student": self.student,
             "tokens": self.tokens,
         }
         return {"model": "hf", "options": {**options, **extra}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -25,9 +26,17 @@ _TOYS: dict[str, tuple[Callable[..., Task], int]] = {
 }
 
 
+# Real data and their own optimizers; imported when asked for (the last needs transformers).
+_REAL = {
+    "fashion": ("pipe_bd.models.fashion", "fashion_task"),
+    "text": ("pipe_bd.models.text", "text_task"),
+    "hf": ("pipe_bd.models.text", "hf_task"),
+}
+
+
 def names() -> list[str]:
     """Every model that :func:`build` knows."""
-    return [*_TOYS]
+    return [*_TOYS, *_REAL]
 
 
 def build(
@@ -48,7 +57,7 @@ def build(
         batch: rows per batch; None takes the model's usual one.
         steps: batches.
         dtype: "float32" or "float64", for the toys.
-        optimizer: "sgd" (momentum 0.9) or "adamw".
+        optimizer: "sgd" (momentum 0.9) or "adamw", for the toys.
         **options: of the model.
 
     Raises:
@@ -58,6 +67,12 @@ def build(
         near = get_close_matches(name, names(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"unknown model {name!r}: {hint}choose one of {', '.join(names())}")
+    if name in _REAL:
+        module, function = _REAL[name]
+        task: Task = getattr(import_module(module), function)(
+            seed=seed, batch=batch, steps=steps, **options
+        )
+        return task
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     if optimizer not in toys.OPTIMIZERS:
