@@ -119,7 +119,7 @@ def run(context: Context) -> Summary:
         "schedule",
         "MB",
         [Series("resident memory", [measured[n] / 1e6 for n in names])],
-        note="Peak resident memory after the run minus before it, each schedule in fresh processes. "
+        note="Peak resident memory after the run minus before it; fresh processes per schedule. "
         "The batch is cut in the data-parallel forms and whole in the pipelined ones.",
     )
     paper = Figure(
