@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from shorthaul.errors import UserError
-from torch import nn
+from torch import Tensor, nn
 
 from pipe_bd import planner
 from pipe_bd.blocks import BlockPair, Boundary, SideInputs, Task, check, freeze
@@ -28,6 +28,7 @@ from pipe_bd.result import Result
 from pipe_bd.runtime import blockwise, checkpoint, pipeline
 from pipe_bd.runtime.context import Context
 from pipe_bd.runtime.spawn import run_ranks
+from pipe_bd.runtime.trainer import autocast
 from pipe_bd.runtime.watchdog import Watchdog
 from pipe_bd.runtime.world import World, join, under_torchrun
 from pipe_bd.source import as_source
@@ -93,7 +94,7 @@ def distill(
     chosen = Options(schedule=schedule, devices=devices, plan=plan, seed=seed, **options)
     if under_torchrun() or devices == 1:
         return run_here(task, chosen, profile, memory_bytes)
-    check(task)
+    check(task, autocast(chosen.precision, torch.device("cpu")))
     early = _plan_without_measuring(task, chosen)
     if early is not None:
         validate(task, early, chosen)
@@ -129,7 +130,11 @@ def run_here(
             f"{options.devices} devices were asked for, but only {world.size} ranks are running: "
             f"start torchrun with --nproc-per-node {options.devices} or ask for {world.size}"
         )
-    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []),
+        torch.inference_mode(False),
+        torch.enable_grad(),  # whatever the caller is in
+    ):
         return _run(task, options, world, profile, memory_bytes)
 
 
@@ -137,7 +142,7 @@ def _run(
     task: Task, options: Options, world: World, profile: Profile | None, memory_bytes: int | None
 ) -> Result:
     freeze(task, options.teacher_mode)
-    boundaries = check(task)
+    boundaries = check(task, autocast(options.precision, torch.device("cpu")))
     plan, assignment = _decide(task, options, world, boundaries, profile, memory_bytes)
     if plan is not None:
         validate(task, plan, options)
@@ -151,27 +156,11 @@ def _run(
             )
         world.barrier()
     watchdog = Watchdog(world, _roles(task, plan, assignment, world.size), options.deadline_s)
-    context = Context(task, options, world, boundaries)
-    world.barrier()
-    wall, cpu = time.perf_counter(), time.process_time()
-    if plan is not None:
-        pipeline.run(context, plan)
-    elif options.schedule == "dp":
-        blockwise.run_dp(context)
-    else:
-        assert assignment is not None
-        blockwise.run_ls(context, assignment)
-    report = {
-        "rank": world.rank,
-        "cpu_s": time.process_time() - cpu,
-        "wall_s": time.perf_counter() - wall,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "device": str(world.device),
-        "counters": context.counters.to_dict(),
-        "marks": context.marks,
-        "losses": {task.pairs[i].name: t.losses() for i, t in context.trainers.items()},
-    }
-    context.finish()
+    try:
+        report = _train(task, options, world, boundaries, plan, assignment)
+    except BaseException:
+        watchdog.abandon()
+        raise
     ranks = world.gather(report)
     _share_students(
         task,
@@ -195,6 +184,39 @@ def _run(
     )
 
 
+def _train(
+    task: Task,
+    options: Options,
+    world: World,
+    boundaries: Sequence[Boundary],
+    plan: Plan | None,
+    assignment: tuple[int, ...] | None,
+) -> dict[str, Any]:
+    """This rank's part of the run, and its report."""
+    context = Context(task, options, world, boundaries)
+    world.barrier()
+    wall, cpu = time.perf_counter(), time.process_time()
+    if plan is not None:
+        pipeline.run(context, plan)
+    elif options.schedule == "dp":
+        blockwise.run_dp(context)
+    else:
+        assert assignment is not None
+        blockwise.run_ls(context, assignment)
+    report = {
+        "rank": world.rank,
+        "cpu_s": time.process_time() - cpu,
+        "wall_s": time.perf_counter() - wall,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "device": str(world.device),
+        "counters": context.counters.to_dict(),
+        "marks": context.marks,
+        "losses": {task.pairs[i].name: t.losses() for i, t in context.trainers.items()},
+    }
+    context.finish()
+    return report
+
+
 def _indices(task: Task, report: dict[str, Any]) -> list[int]:
     return [i for i, p in enumerate(task.pairs) if p.name in report["losses"]]
 
@@ -204,10 +226,11 @@ def _share_students(task: Task, world: World, owner: dict[int, int]) -> None:
     for index, pair in enumerate(task.pairs):
         for candidate in pair.candidates.values():
             for t in candidate.module.state_dict().values():
-                if world.size > 1:
-                    host = t.detach().cpu().contiguous()
+                if world.size > 1 and isinstance(t, Tensor) and t.numel():
+                    # As bytes: gloo has no bool.
+                    host = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                     dist.broadcast(host, src=owner[index], group=world.control())
-                    t.copy_(host)
+                    t.copy_(host.view(t.dtype).view(t.shape))
 
 
 def _decide(

@@ -5,7 +5,8 @@ Teacher blocks, their student candidates, and how a raw batch enters the first b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -190,6 +191,18 @@ class Boundary:
         return rows * count * self.dtype.itemsize
 
 
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode, and every submodule's own mode again afterwards, whatever happens."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+
+
 def freeze(task: Task, teacher_mode: str) -> None:
     """Freeze the teacher in place.
 
@@ -206,15 +219,29 @@ def freeze(task: Task, teacher_mode: str) -> None:
             module.train(teacher_mode == "train")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for one line; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 def _call(module: nn.Module, x: Tensor, side: Mapping[str, Any], what: str) -> Tensor:
+    version = x._version
     try:
-        out = module(x, **side)
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{what} rejects its input of shape {_shape(x)}: {reason}") from error
+        with _evaluating(module):
+            out = module(x, **side)
+    except Exception as error:
+        raise UserError(
+            f"{what} rejects its input of shape {_shape(x)}: {first_line(error)}"
+        ) from error
     if not isinstance(out, Tensor):
         raise UserError(
             f"{what} returned {type(out).__name__}: wrap it so that it returns one tensor"
+        )
+    if x._version != version:
+        raise UserError(
+            f"{what} changes its input in place: other blocks still need it, make the first "
+            "operation out of place (e.g. ReLU(inplace=False))"
         )
     return out
 
@@ -223,11 +250,15 @@ def _shape(x: Tensor) -> str:
     return str(tuple(["rows", *x.shape[1:]])).replace("'", "")
 
 
-def check(task: Task) -> list[Boundary]:
+def check(task: Task, precision: AbstractContextManager[Any] | None = None) -> list[Boundary]:
     """Run two rows through every teacher and student block and compare the shapes.
 
-    Modules keep their mode, buffers and random state: students run in eval mode and the generators
-        are restored.
+    Modules keep their mode, buffers and random state: all run in eval mode and the generators are
+    restored.
+
+    Args:
+        task: the job.
+        precision: autocast context of the run; it decides the boundaries' element types.
 
     Returns:
         The boundaries x_0 … x_B (B + 1 of them).
@@ -238,26 +269,19 @@ def check(task: Task) -> list[Boundary]:
     """
     rows = min(2, task.source.rows(0))
     batch = task.source.load(0, 0, rows)
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), precision or nullcontext():
         x = task.enter(batch)
         side = task.side_inputs(x, batch.carry)
         boundaries = [Boundary(tuple(x.shape[1:]), x.dtype)]
         for i, pair in enumerate(task.pairs):
-            was = pair.teacher.training
-            pair.teacher.eval()
             y = _call(pair.teacher, x, side[i], f"teacher of block {pair.name!r}")
-            pair.teacher.train(was)
             if y.shape[:1] != x.shape[:1]:
                 raise UserError(
-                    f"teacher of block {pair.name!r} turns {x.shape[0]} rows into {y.shape[0]}: "
-                    "blocks must keep the batch dimension"
+                    f"teacher of block {pair.name!r} turns {len(x)} rows into a tensor of shape "
+                    f"{tuple(y.shape)}: blocks must keep the batch dimension"
                 )
             for name, candidate in pair.candidates.items():
-                modes = {m: m.training for m in candidate.module.modules()}
-                candidate.module.eval()
                 z = _call(candidate.module, x, side[i], f"student {name!r} of block {pair.name!r}")
-                for module, mode in modes.items():
-                    module.training = mode
                 if z.shape != y.shape:
                     raise UserError(
                         f"block {pair.name!r}: student {name!r} returns {_shape(z)}, its teacher "

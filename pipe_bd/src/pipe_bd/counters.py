@@ -30,6 +30,9 @@ class Counters:
         relay_messages: sends behind relay_bytes.
         allreduce_bytes: bytes this rank sends in ring all-reduces: 2(g−1)/g of each buffer.
         allreduce_calls: all-reduces this rank took part in.
+        batchnorm_bytes: the same for the statistics of synchronised BatchNorm and their gradients;
+            not in allreduce_bytes.
+        batchnorm_calls: all-reduces behind batchnorm_bytes.
         peak_sends: most boundary batches handed to the transport and not yet taken by the receiver.
         peak_receives: most receives posted at a time.
         seconds: time per activity (:data:`BUSY` and :data:`WAIT`).
@@ -44,6 +47,8 @@ class Counters:
     relay_messages: int = 0
     allreduce_bytes: float = 0.0
     allreduce_calls: int = 0
+    batchnorm_bytes: float = 0.0
+    batchnorm_calls: int = 0
     peak_sends: int = 0
     peak_receives: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))

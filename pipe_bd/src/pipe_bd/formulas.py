@@ -13,8 +13,9 @@ from typing import Any
 
 from pipe_bd.blocks import Boundary, Task
 from pipe_bd.losses import Loss
-from pipe_bd.plan import Plan
+from pipe_bd.plan import Plan, row_ranges
 from pipe_bd.result import Result
+from pipe_bd.runtime.pipeline import carried
 from pipe_bd.runtime.relay import overlaps
 
 
@@ -53,8 +54,13 @@ def gradient_bytes(task: Task) -> list[int]:
     sizes = []
     for pair in task.pairs:
         weights = [
-            [p for p in c.module.parameters() if p.requires_grad] for c in pair.candidates.values()
+            [p for p in c.module.parameters() if p.requires_grad]
+            for c in pair.candidates.values()
+            if c.steps != 0  # kept as it is
         ]
+        if not weights:
+            sizes.append(0)
+            continue
         scalar = weights[0][0].element_size()
         scalars = len(weights) + (type(pair.objective).normaliser is not Loss.normaliser)
         sizes.append(
@@ -74,6 +80,7 @@ def expected(
     boundaries: Sequence[Boundary],
     gradients: Sequence[int],
     carry: Mapping[str, Boundary] | None = None,
+    streaming: bool = False,
 ) -> Counts:
     """The counts of one run.
 
@@ -87,6 +94,8 @@ def expected(
         boundaries: x_0 … x_B.
         gradients: bytes summed per block, see :func:`gradient_bytes`.
         carry: what travels with a boundary.
+        streaming: the data can be read by one rank only, which hands the others of its stage their
+            rows.
     """
     triangle = blocks * (blocks + 1) // 2
     if schedule == "dp":
@@ -106,7 +115,14 @@ def expected(
         messages = sum(
             len(overlaps(batch, a.devices, b.devices)) * (1 + len(extra)) for a, b in pairs
         )
-        per_step = (calls, batch * blocks, plan.stages[0].devices, batch, sent, messages, ring)
+        readers = plan.stages[0].devices
+        if streaming and readers > 1:
+            first = [boundaries[0], *extra]
+            given = batch - row_ranges(batch, readers)[0][1]
+            sent += sum(b.bytes(given) for b in first)
+            messages += (readers - 1) * len(first)
+            readers = 1
+        per_step = (calls, batch * blocks, readers, batch, sent, messages, ring)
     return Counts(*(steps * n for n in per_step))
 
 
@@ -134,6 +150,8 @@ def of_run(task: Task, result: Result, boundaries: Sequence[Boundary], ranks: in
         plan=result.plan,
         boundaries=boundaries,
         gradients=gradient_bytes(task),
+        carry=carried(task.source.load(0, 0, 1)),
+        streaming=getattr(task.source, "streaming", False),
     )
 
 

@@ -72,6 +72,13 @@ class Options:
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)
+        for folder in ("checkpoint_dir", "trace_dir"):  # a user may give a string
+            if getattr(self, folder) is not None:
+                object.__setattr__(self, folder, Path(getattr(self, folder)))
+        if self.plan is not None and self.schedule not in ("tr", "dpu", "ahd"):
+            raise UserError(
+                f"schedule {self.schedule!r} takes no plan: use 'tr', 'dpu' or 'ahd' with a plan"
+            )
         _at_least("devices", self.devices, 1)
         _at_least("depth", self.depth, 1)
         _at_least("checkpoint_every", self.checkpoint_every, 0)

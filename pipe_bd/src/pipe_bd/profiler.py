@@ -150,7 +150,12 @@ def _measure_block(
     teacher = pair.teacher.to(device)
     counters = Counters()
     students = {
-        n: replace(c, module=copy.deepcopy(c.module), target_loss=None, steps=None)
+        n: replace(
+            c,
+            module=copy.deepcopy(c.module),
+            target_loss=None,
+            steps=0 if c.steps == 0 else None,  # a block that stays as it is costs no training
+        )
         for n, c in pair.candidates.items()
     }
     twin = replace(pair, students=students)
@@ -212,7 +217,7 @@ def _measure_block(
         p.numel() * p.element_size()
         for c in pair.candidates.values()
         for p in c.module.parameters()
-        if p.requires_grad
+        if p.requires_grad and c.steps != 0
     )
     allreduce = {1: 0.0}
     for g in sizes:

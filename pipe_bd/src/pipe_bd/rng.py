@@ -9,10 +9,12 @@ same bits (notes, section 1.2, condition 3).
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -23,8 +25,28 @@ def derive(seed: int, *keys: int | str) -> int:
         seed: the run's seed.
         *keys: integers or strings, e.g. ``("student", "block3", "narrow", 17)``.
     """
-    text = "\x1f".join([str(seed), *(f"{type(k).__name__}:{k}" for k in keys)])
+    # The repr of a tuple of strings and integers tells any two tuples apart.
+    text = repr((seed, *keys))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextmanager
+def borrowed() -> Iterator[None]:
+    """Lend torch's CPU, numpy's and Python's global generators; all are put back afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
+
+
+def reseed(seed: int) -> None:
+    """Seed torch's CPU, numpy's and Python's global generators."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
 
 
 @dataclass

@@ -16,7 +16,7 @@ import torch
 from shorthaul.errors import UserError
 from torch import Tensor
 
-from pipe_bd.rng import derive
+from pipe_bd.rng import borrowed, derive, reseed
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class IndexedSource:
         transform: augmentation ``f(x, generator)`` for one row x, with a generator keyed by (seed,
             epoch, row).
         identity: what the data is, for the fingerprint.
+        threaded: ``fetch`` and ``transform`` leave torch's, numpy's and Python's global generators
+            alone, so a thread may read ahead while the blocks draw from them. Otherwise each row is
+            fetched between two steps, with these generators seeded for (seed, epoch, row): random
+            augmentation inside ``fetch`` is then as independent of the schedule as ``transform``.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class IndexedSource:
         shuffle: bool = True,
         transform: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         identity: str = "",
+        threaded: bool = False,
     ) -> None:
         if length <= 0:
             raise UserError("the data is empty: give at least one row")
@@ -88,6 +93,7 @@ class IndexedSource:
             )
         self.fetch, self.length, self.batch_size = fetch, length, batch_size
         self.seed, self.shuffle, self.transform, self.identity = seed, shuffle, transform, identity
+        self.threaded = threaded
         # The remainder of an epoch is dropped: batch composition must not depend on where an epoch
         # ends.
         self.per_epoch = length // batch_size
@@ -117,7 +123,7 @@ class IndexedSource:
         epoch, index = divmod(step, self.per_epoch)
         first = index * self.batch_size
         numbers = self.order(epoch)[first + lo : first + hi]
-        batch = self.fetch(numbers)
+        batch = self.fetch(numbers) if self.threaded else self._one_by_one(numbers, epoch)
         if self.transform is None:
             return batch
         rows = [
@@ -127,6 +133,15 @@ class IndexedSource:
             for row, n in zip(batch.x, numbers, strict=True)
         ]
         return Batch(torch.stack(rows), batch.carry)
+
+    def _one_by_one(self, numbers: Tensor, epoch: int) -> Batch:
+        rows = []
+        with borrowed():
+            for n in numbers:
+                reseed(derive(self.seed, "fetch", epoch, int(n)))
+                rows.append(self.fetch(n.view(1)))
+        carry = {k: torch.cat([r.carry[k] for r in rows]) for k in rows[0].carry}
+        return Batch(torch.cat([r.x for r in rows]), carry)
 
     def fingerprint(self) -> str:
         """Hash of everything that orders the batches."""
@@ -153,7 +168,7 @@ def tensor_source(
     def fetch(numbers: Tensor) -> Batch:
         return Batch(x[numbers], {k: v[numbers] for k, v in extra.items()})
 
-    return IndexedSource(fetch, len(x), batch_size, **options)
+    return IndexedSource(fetch, len(x), batch_size, **{"threaded": True, **options})
 
 
 def dataset_source(dataset: Any, batch_size: int, **options: Any) -> IndexedSource:
@@ -168,7 +183,8 @@ def dataset_source(dataset: Any, batch_size: int, **options: Any) -> IndexedSour
 
     def fetch(numbers: Tensor) -> Batch:
         samples = [dataset[int(n)] for n in numbers]
-        return Batch(torch.stack([s[0] if isinstance(s, tuple | list) else s for s in samples]))
+        rows = [s[0] if isinstance(s, tuple | list) else s for s in samples]
+        return Batch(torch.stack([torch.as_tensor(row) for row in rows]))
 
     return IndexedSource(fetch, len(dataset), batch_size, **options)
 
@@ -177,8 +193,10 @@ class StreamSource:
     """Batches of a re-iterable loader, read in order.
 
     Only sequential access is possible: the one rank that reads hands row ranges on to the others of
-        its stage. Re-reading an
-    earlier batch starts the loader again.
+    its stage. Re-reading an earlier batch starts the loader again, with torch's, numpy's and
+    Python's global generators seeded as they were the first time: shuffling and augmentation in
+    this process depend on the seed, the epoch and the batch only. The caller's generators are put
+    back after every read.
 
     Args:
         loader: anything that can be iterated repeatedly and gives tensors, tuples whose first item
@@ -186,24 +204,59 @@ class StreamSource:
         steps: number of batches; None takes ``len(loader)``. The loader is started again as often
             as needed.
         identity: what the data is, for the fingerprint.
+        seed: of shuffling and augmentation.
     """
 
     streaming = True
 
     def __init__(
-        self, loader: Iterable[Any], steps: int | None = None, identity: str = "stream"
+        self,
+        loader: Iterable[Any],
+        steps: int | None = None,
+        identity: str = "stream",
+        seed: int = 0,
     ) -> None:
-        self.loader, self.identity = loader, identity
-        first = next(iter(loader), None)
-        if first is None:
-            raise UserError("the data is empty: the loader gave no batch")
-        self.batch_size = len(_as_batch(first).x)
+        self.loader, self.identity, self.seed = loader, identity, seed
+        if isinstance(loader, Iterator):
+            raise UserError(
+                f"the data is a {type(loader).__name__}, which can be read only once: give a list "
+                "or a loader that can be started again"
+            )
         if steps is None and not hasattr(loader, "__len__"):
             raise UserError("the loader has no length: say how many steps to run")
+        self._rewind()
+        self.batch_size = len(self._read().x)
         self.steps = len(loader) if steps is None else steps  # type: ignore[arg-type]
+        if self.batch_size == 0:
+            raise UserError("the data is empty: the loader's first batch has no rows")
+        if self.steps <= 0:
+            raise UserError(f"{self.steps} steps leave nothing to train on: use 1 or more")
+
+    def _rewind(self) -> None:
         self._iterator: Iterator[Any] | None = None
-        self._next = 0
+        self._next = self._epoch = self._index = 0
         self._last: Batch | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy for another process starts at the beginning: iterators cannot travel."""
+        start = {"_iterator": None, "_last": None, "_next": 0, "_epoch": 0, "_index": 0}
+        return {**vars(self), **start}
+
+    def _read(self) -> Batch:
+        """The next batch; starts the loader again where it ends."""
+        with borrowed():
+            reseed(derive(self.seed, "stream", self._epoch, self._index))
+            if self._iterator is None:
+                self._iterator = iter(self.loader)
+            item = next(self._iterator, None)
+            if item is None and self._index == 0:
+                raise UserError("the data is empty: the loader gave no batch")
+        if item is None:
+            self._iterator, self._epoch, self._index = None, self._epoch + 1, 0
+            return self._read()
+        self._last = _as_batch(item)
+        self._next, self._index = self._next + 1, self._index + 1
+        return self._last
 
     def rows(self, step: int) -> int:
         """Rows in batch ``step``: a stream must keep its batch size."""
@@ -212,16 +265,10 @@ class StreamSource:
 
     def load(self, step: int, lo: int, hi: int) -> Batch:
         """Rows [lo, hi) of batch ``step``."""
-        if step < self._next - 1 or self._iterator is None:
-            self._iterator, self._next = iter(self.loader), 0
+        if step < self._next - 1:
+            self._rewind()
         while self._next <= step:
-            try:
-                item = next(self._iterator)
-            except StopIteration:
-                self._iterator = iter(self.loader)
-                item = next(self._iterator)
-            self._last = _as_batch(item)
-            self._next += 1
+            self._read()
         assert self._last is not None
         if len(self._last.x) != self.batch_size:
             raise UserError(
@@ -239,9 +286,11 @@ def _as_batch(item: Any) -> Batch:
     if isinstance(item, Batch):
         return item
     if isinstance(item, Mapping):
+        if "input_ids" not in item:
+            raise UserError(f"the loader gave a mapping of {sorted(item)}: input_ids is missing")
         carry = {k: v for k, v in item.items() if k == "attention_mask" and isinstance(v, Tensor)}
         return Batch(item["input_ids"], carry)
-    if isinstance(item, tuple | list):
+    if isinstance(item, tuple | list) and item:
         item = item[0]
     if not isinstance(item, Tensor):
         raise UserError(
@@ -272,13 +321,13 @@ def as_source(data: Any, *, batch_size: int | None, steps: int | None, seed: int
             isinstance(data, Sequence) and isinstance(data[0], Tensor) and batch_size is None
         )
         if is_batches:
-            return StreamSource(data, steps)
+            return StreamSource(data, steps, seed=seed)
         if batch_size is None:
             raise UserError("batch_size is missing: it is needed for a tensor or a dataset")
         make = tensor_source if isinstance(data, Tensor) else dataset_source
         return make(data, batch_size, steps=steps, seed=seed)
     if isinstance(data, Iterable):
-        return StreamSource(data, steps)
+        return StreamSource(data, steps, seed=seed)
     raise UserError(
         f"cannot read batches from {type(data).__name__}: give a tensor, a dataset or a loader"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -50,7 +51,10 @@ def compare(reference: Task, other: Task) -> tuple[bool, float]:
             ours = q.candidates[name].module.state_dict()
             for key, value in candidate.module.state_dict().items():
                 same = same and torch.equal(value, ours[key])
-                largest = max(largest, float((value.double() - ours[key].double()).abs().max()))
+                if value.numel():
+                    difference = float((value.double() - ours[key].double()).abs().max())
+                    # NaN is no agreement, and max() would forget it.
+                    largest = max(largest, difference if difference == difference else math.inf)
     return same, largest
 
 

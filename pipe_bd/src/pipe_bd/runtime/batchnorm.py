@@ -7,7 +7,7 @@ undivided batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,34 +18,40 @@ from torch import Tensor, nn
 
 from pipe_bd.blocks import BATCH_NORMS
 
+Count = Callable[[Tensor], None]
+
 
 class _SumOverGroup(torch.autograd.Function):
     """All-reduce in both directions: the loss of every rank depends on the sum."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, count: Count) -> Tensor:
+        ctx.group, ctx.count = group, count
         total = x.clone()
         dist.all_reduce(total, group=group)
+        count(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         total = grad.clone()
         dist.all_reduce(total, group=ctx.group)
-        return total, None
+        ctx.count(total)
+        return total, None, None
 
 
-def _forward(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _forward(
+    bn: nn.modules.batchnorm._BatchNorm, x: Tensor, group: dist.ProcessGroup, count: Count
+) -> Tensor:
     dims = [d for d in range(x.dim()) if d != 1]
     shape = [1, -1] + [1] * (x.dim() - 2)
-    count = x.new_tensor([float(x.numel() // x.shape[1])])
+    rows = x.new_tensor([float(x.numel() // x.shape[1])])
     # Two passes, as the undivided batch does: Σ(x − mean)² cancels less than Σx² − n·mean².
-    sums = _SumOverGroup.apply(torch.cat([x.sum(dims), count]), group)
+    sums = _SumOverGroup.apply(torch.cat([x.sum(dims), rows]), group, count)
     n = sums[-1].detach()
     mean = sums[:-1] / n
     centred = x - mean.view(shape)
-    variance = _SumOverGroup.apply(centred.square().sum(dims), group) / n
+    variance = _SumOverGroup.apply(centred.square().sum(dims), group, count) / n
     if bn.track_running_stats and bn.running_mean is not None and bn.running_var is not None:
         with torch.no_grad():
             assert bn.num_batches_tracked is not None
@@ -60,12 +66,15 @@ def _forward(bn: nn.modules.batchnorm._BatchNorm, x: Tensor, group: dist.Process
 
 
 @contextmanager
-def synchronised(module: nn.Module, group: dist.ProcessGroup | None) -> Iterator[None]:
+def synchronised(
+    module: nn.Module, group: dist.ProcessGroup | None, count: Count
+) -> Iterator[None]:
     """While it lasts, train-mode BatchNorm layers use the statistics of the whole group.
 
     Args:
         module: a student block.
         group: the ranks that share the batch; None leaves the module alone.
+        count: called with every tensor that is summed over the group.
     """
     if group is None:
         yield
@@ -73,7 +82,7 @@ def synchronised(module: nn.Module, group: dist.ProcessGroup | None) -> Iterator
     layers = [m for m in module.modules() if isinstance(m, BATCH_NORMS) and m.training]
     for layer in layers:
         # An attribute of the instance hides the class's method until it is deleted.
-        layer.__dict__["forward"] = partial(_forward, layer, group=group)
+        layer.__dict__["forward"] = partial(_forward, layer, group=group, count=count)
     try:
         yield
     finally:

@@ -33,8 +33,8 @@ def _train_block(context: Context, index: int, share: Share) -> None:
             x = context.teach(j, x, side[j], step, share.lo)
         y = context.teach(index, x, side[index], step, share.lo)
         context.learn(index, x, y, side[index], step)
-        trainer.update()
-        context.saved(index, step)
+        if trainer.update():
+            context.saved(index, step)
     loader.close()
     context.done(index)
 

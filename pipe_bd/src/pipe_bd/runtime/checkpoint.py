@@ -55,6 +55,8 @@ def prepare(
             run would overwrite, or is to be resumed and empty.
     """
     path = root / "manifest.json"
+    for leftover in root.glob("block-*/.*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink(missing_ok=True)
     expected: dict[str, Any] = {
         "format": "pipe-bd-checkpoint",
         "version": VERSION,
@@ -62,35 +64,50 @@ def prepare(
         "blocks": list(blocks),
     }
     if not resume:
-        if path.exists() and any(_steps(root, i) for i in range(len(blocks))):
+        if any(root.glob("block-*/step-*.ckpt")):
             raise UserError(
                 f"{root} already holds checkpoints: pass resume (--resume) to continue, or "
                 "another folder"
             )
-        root.mkdir(parents=True, exist_ok=True)
-        atomic.write_json(path, expected)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            atomic.write_json(path, expected)
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints in {root}: {_reason(error)}") from error
         return
     if not path.exists():
         raise UserError(f"nothing to resume: {path} does not exist")
     found = atomic.read_json(path)
     if not isinstance(found, dict) or found.get("format") != expected["format"]:
         raise UserError(f"{path} is not a pipe-bd checkpoint manifest")
-    if found.get("version", 0) > VERSION:
-        raise UserError(
-            f"{path} has format version {found['version']}, this program knows {VERSION}: update "
-            "pipe-bd"
-        )
+    _check_version(path, found.get("version"))
     if found.get("blocks") != expected["blocks"]:
         raise UserError(
             f"{path} holds blocks {found.get('blocks')}, this run has {expected['blocks']}: "
             "resume with the same model"
         )
+    fingerprint_then = found.get("fingerprint")
+    if not isinstance(fingerprint_then, dict):
+        raise UserError(f"{path} is damaged: it has no fingerprint of its run")
     for key, value in expected["fingerprint"].items():
-        if found["fingerprint"].get(key) != value:
+        if fingerprint_then.get(key) != value:
             raise UserError(
-                f"{path}: {key} was {found['fingerprint'].get(key)!r}, now it is {value!r}: "
+                f"{path}: {key} was {fingerprint_then.get(key)!r}, now it is {value!r}: "
                 f"resume with the same {key}"
             )
+
+
+def _check_version(path: Path, version: Any) -> None:
+    if not isinstance(version, int):
+        raise UserError(f"{path} is damaged: its format version is {version!r}")
+    if version > VERSION:
+        raise UserError(
+            f"{path} has format version {version}, this program knows {VERSION}: update pipe-bd"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or repr(error)
 
 
 def write(root: Path, index: int, step: int, state: Mapping[str, Any]) -> None:
@@ -116,13 +133,20 @@ def write(root: Path, index: int, step: int, state: Mapping[str, Any]) -> None:
         _path(root, index, old).unlink(missing_ok=True)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, index: int | None = None) -> dict[str, Any]:
     """One block's checkpoint.
 
+    Args:
+        path: the file.
+        index: the block it must be of; None takes any.
+
     Raises:
-        UserError: the file is damaged or of a newer format.
+        UserError: the file is unreadable, damaged, of a newer format or of another block.
     """
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {_reason(error)}") from error
     head, newline, payload = raw.partition(b"\n")
     advice = "delete it to fall back to the checkpoint before it"
     try:
@@ -132,10 +156,9 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} is corrupted (unreadable header): {advice}") from error
     if header.get("format") != FORMAT:
         raise UserError(f"{path} is not a pipe-bd block checkpoint")
-    if version > VERSION:
-        raise UserError(
-            f"{path} has format version {version}, this program knows {VERSION}: update pipe-bd"
-        )
+    _check_version(path, version)
+    if index is not None and header.get("block") != index:
+        raise UserError(f"checkpoint {path} is of block {header.get('block')}, not {index}")
     if not newline or len(payload) != size or hashlib.sha256(payload).hexdigest() != digest:
         raise UserError(
             f"checkpoint {path} is corrupted ({len(payload)} of {size} bytes, checksum differs or "
@@ -147,8 +170,14 @@ def read(path: Path) -> dict[str, Any]:
 
 def newest(root: Path, index: int) -> dict[str, Any] | None:
     """The newest checkpoint of a block, None when it has none."""
+    path = newest_path(root, index)
+    return None if path is None else read(path, index)
+
+
+def newest_path(root: Path, index: int) -> Path | None:
+    """Where the newest checkpoint of a block lies, None when it has none."""
     steps = _steps(root, index)
-    return read(_path(root, index, steps[-1])) if steps else None
+    return _path(root, index, steps[-1]) if steps else None
 
 
 def load_students(root: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -158,6 +187,8 @@ def load_students(root: Path) -> dict[str, dict[str, dict[str, Any]]]:
         UserError: the folder is no checkpoint, a file is damaged, or a block has none.
     """
     manifest = atomic.read_json(root / "manifest.json")
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("blocks"), list):
+        raise UserError(f"{root / 'manifest.json'} is not a pipe-bd checkpoint manifest")
     students = {}
     for index, name in enumerate(manifest["blocks"]):
         state = newest(root, index)
@@ -178,7 +209,7 @@ class Writer:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._queue: queue.Queue[tuple[int, int, dict[str, Any]] | None] = queue.Queue(maxsize=2)
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
         self._thread.start()
 
@@ -187,13 +218,13 @@ class Writer:
             try:
                 if self._error is None:
                     write(self.root, *item)
-            except OSError as error:
+            except Exception as error:  # a thread that died would leave submit() waiting
                 self._error = error
 
     def _raise(self) -> None:
         if self._error is not None:
             raise UserError(
-                f"cannot write a checkpoint in {self.root}: {self._error.strerror}; the "
+                f"cannot write a checkpoint in {self.root}: {_reason(self._error)}; the "
                 "checkpoints before it are intact"
             ) from self._error
 

@@ -5,16 +5,17 @@ The task on its device, the teacher's forward pass, the batches, the checkpoints
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from shorthaul.errors import UserError
+from shorthaul.errors import Fault, ShorthaulError, UserError
 from shorthaul.trace import Tracer
 from torch import Tensor
 
-from pipe_bd.blocks import Boundary, Task
+from pipe_bd.blocks import Boundary, Task, first_line
 from pipe_bd.counters import Clock, Counters
 from pipe_bd.options import Options
 from pipe_bd.rng import moment
@@ -22,6 +23,18 @@ from pipe_bd.runtime import checkpoint
 from pipe_bd.runtime.trainer import BlockTrainer, Share, autocast
 from pipe_bd.runtime.world import World
 from pipe_bd.source import Batch
+
+
+@contextmanager
+def _named(what: str, step: int) -> Iterator[None]:
+    """Say which module failed, and when, if one does."""
+    try:
+        yield
+    except ShorthaulError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise Fault(f"{what} failed at step {step}: {kind}: {first_line(error)}") from error
 
 
 class Context:
@@ -88,9 +101,21 @@ class Context:
             assert options.checkpoint_dir is not None
             state = checkpoint.newest(options.checkpoint_dir, index)
             if state is not None:
-                trainer.load_state(state)
+                self._load(trainer, state)
         self.trainers[index] = trainer
         return trainer
+
+    def _load(self, trainer: BlockTrainer, state: Mapping[str, Any]) -> None:
+        try:
+            trainer.load_state(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            assert self.options.checkpoint_dir is not None
+            path = checkpoint.newest_path(self.options.checkpoint_dir, trainer.index)
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"checkpoint {path} does not fit block {trainer.pair.name!r}: {reason}; resume "
+                "with the same model and optimizer"
+            ) from error
 
     def use_teacher(self, blocks: Iterable[int], entry: bool) -> None:
         """Move the teacher blocks this rank runs to its device."""
@@ -117,7 +142,7 @@ class Context:
     def enter(self, batch: Batch) -> Tensor:
         """First boundary of a raw batch."""
         with autocast(self.options.precision, self.world.device):
-            return self.task.enter(batch)
+            return self.task.enter(batch).to(self.boundaries[0].dtype)
 
     def teach(self, index: int, x: Tensor, side: Mapping[str, Any], step: int, lo: int) -> Tensor:
         """Run teacher block ``index``: x_index → x_{index+1}, without gradients, counted."""
@@ -128,8 +153,10 @@ class Context:
             torch.no_grad(),
             moment(self.options.seed, pair.name, "", step, lo),
             autocast(self.options.precision, self.world.device),
+            _named(f"teacher of block {pair.name!r}", step),
         ):
-            y: Tensor = pair.teacher(x, **side).contiguous()
+            # Autocast chooses types by device; the receiver has its buffers for this one.
+            y: Tensor = pair.teacher(x, **side).to(self.boundaries[index + 1].dtype).contiguous()
         self.counters.teacher_calls[pair.name] += 1
         self.counters.teacher_rows[pair.name] += len(x)
         if x._version != version:
@@ -143,7 +170,8 @@ class Context:
     def learn(self, index: int, x: Tensor, y: Tensor, side: Mapping[str, Any], step: int) -> None:
         """Start a block's training step; :meth:`BlockTrainer.update` ends it."""
         version = x._version, y._version
-        self.trainers[index].backward(x, y, side, step)
+        with _named(f"a student of block {self.task.pairs[index].name!r}", step):
+            self.trainers[index].backward(x, y, side, step)
         if (x._version, y._version) != version:
             name = self.task.pairs[index].name
             raise UserError(
@@ -193,6 +221,9 @@ class Context:
 class Prefetcher:
     """Reads the next batches on a thread of its own while this one computes.
 
+    A source that may draw from the global random generators, which dropout uses meanwhile, is read
+    between the steps instead.
+
     Args:
         context: whose source to read.
         steps: the steps in the order they will be asked for.
@@ -203,19 +234,23 @@ class Prefetcher:
 
     def __init__(self, context: Context, steps: range, lo: int, hi: int, depth: int) -> None:
         self.context, self.lo, self.hi = context, lo, hi
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self.pool: ThreadPoolExecutor | None = None
+        if getattr(context.task.source, "threaded", False):
+            self.pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self.steps = iter(steps)
         self.ready: dict[int, Future[Batch]] = {}
         for _ in range(depth):
             self._ask()
 
     def _ask(self) -> None:
-        step = next(self.steps, None)
-        if step is not None:
+        step = next(self.steps, None) if self.pool is not None else None
+        if step is not None and self.pool is not None:
             self.ready[step] = self.pool.submit(self.context.read, step, self.lo, self.hi)
 
     def take(self, step: int) -> Batch:
         """The batch of ``step``, on the device."""
+        if self.pool is None:
+            return self.context.to_device(self.context.read(step, self.lo, self.hi))
         with self.context.clock.span("recv_wait", "loader", step=step):
             batch = self.ready.pop(step).result()
         self._ask()
@@ -223,4 +258,5 @@ class Prefetcher:
 
     def close(self) -> None:
         """Stop reading; batches not taken are dropped."""
-        self.pool.shutdown(cancel_futures=True)
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)

@@ -174,7 +174,15 @@ def _step(
             break
         boundaries.append(context.teach(index, boundaries[-1], side[index], step, lo))
     if outlet is not None:
-        outlet.send([boundaries[-1], *carry.values()], context.batch)
+        # What was received lies in a buffer that is filled again while this send may still wait:
+        # what travels on unchanged, or is a view of it, must not share its memory.
+        passing = [boundaries[-1], *carry.values()]
+        if inlet.receiver is not None:
+            received = {t.untyped_storage().data_ptr() for t in (x, *carry.values())}
+            passing = [
+                t.clone() if t.untyped_storage().data_ptr() in received else t for t in passing
+            ]
+        outlet.send(passing, context.batch)
     barrier = context.options.schedule == "tr"
     previous: int | None = None
     for number, index in enumerate(stage.blocks):
@@ -200,5 +208,5 @@ def _step(
 
 
 def _finish(context: Context, index: int, step: int) -> None:
-    context.trainers[index].update()
-    context.saved(index, step)
+    if context.trainers[index].update():
+        context.saved(index, step)

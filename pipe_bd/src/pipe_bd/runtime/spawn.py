@@ -36,6 +36,8 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, threads: int
     with tempfile.TemporaryDirectory(prefix="pipe-bd-") as folder:
         job, answer = Path(folder) / "job.pkl", Path(folder) / "answer.pkl"
         with job.open("wb") as f:
+            # A user's script finds modules beside itself; so must its ranks, before they unpickle.
+            cloudpickle.dump(sys.path, f)
             cloudpickle.dump((function, args), f)
         launch("pipe_bd.runtime.worker", [str(job), str(answer)], ranks, threads=threads)
         with answer.open("rb") as f:
@@ -52,6 +54,7 @@ def work(job: Path, answer: Path) -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with job.open("rb") as f:
+        sys.path += [p for p in cloudpickle.load(f) if p not in sys.path]
         function, args = cloudpickle.load(f)
     result = function(*args)
     if os.environ["RANK"] == "0":

@@ -163,7 +163,7 @@ class BlockTrainer:
                     "student", f"{self.pair.name}/{student.name}", step=step, block=self.index
                 ),
                 moment(self.seed, self.pair.name, student.name, step, self.share.lo),
-                synchronised(student.module, self.sync_group),
+                synchronised(student.module, self.sync_group, self._count_batchnorm),
             ):
                 with autocast(self.precision, self.device):
                     output = student.module(x, **side)
@@ -173,10 +173,14 @@ class BlockTrainer:
                 student.loss = loss.detach()
         self.pending = (students, self._start_sum(students), step)
 
-    def update(self) -> None:
-        """Finish the gradient sum and update every candidate of the last :meth:`backward`."""
+    def update(self) -> bool:
+        """Finish the gradient sum and update every candidate of the last :meth:`backward`.
+
+        Returns:
+            Whether any candidate took a step.
+        """
         if self.pending is None:
-            return
+            return False
         students, sums, step = self.pending
         self.pending = None
         if sums:
@@ -190,6 +194,7 @@ class BlockTrainer:
         with self.clock.span("update", f"{self.pair.name} update", step=step, block=self.index):
             for student in students:
                 self._step(student, step)
+        return True
 
     def _normaliser(self, target: Tensor) -> Tensor | None:
         norm = self.pair.objective.normaliser(target)
@@ -219,10 +224,17 @@ class BlockTrainer:
             sums.append((work, flat, tensors))
         return sums
 
-    def _count_allreduce(self, flat: Tensor) -> None:
+    def _ring_bytes(self, flat: Tensor) -> float:
         g = self.share.ranks
-        self.clock.counters.allreduce_bytes += 2 * (g - 1) / g * flat.numel() * flat.element_size()
+        return 2 * (g - 1) / g * flat.numel() * flat.element_size()
+
+    def _count_allreduce(self, flat: Tensor) -> None:
+        self.clock.counters.allreduce_bytes += self._ring_bytes(flat)
         self.clock.counters.allreduce_calls += 1
+
+    def _count_batchnorm(self, flat: Tensor) -> None:
+        self.clock.counters.batchnorm_bytes += self._ring_bytes(flat)
+        self.clock.counters.batchnorm_calls += 1
 
     def _step(self, student: _Student, step: int) -> None:
         optimizer, scaler = student.optimizer, student.scaler
@@ -239,7 +251,7 @@ class BlockTrainer:
         else:
             scaler.step(optimizer)
             scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        student.module.zero_grad(set_to_none=True)  # also what the optimizer does not hold
         student.steps += 1
         self.clock.counters.student_steps[f"{self.pair.name}/{student.name}"] += 1
         assert student.loss is not None

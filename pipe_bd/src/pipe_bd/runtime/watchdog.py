@@ -9,6 +9,7 @@ of its own, so it beats while the main thread computes or waits.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -16,8 +17,10 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
+from shorthaul import atomic
 
 from pipe_bd.runtime.world import World
 
@@ -25,9 +28,23 @@ EXIT_LOST = 1
 BEAT_S = 1.0
 
 
-def _end(message: str) -> None:
-    sys.stderr.write(message + "\n")
-    sys.stderr.flush()
+def _end(rank: int, role: str, why: str) -> None:
+    """Leave at once; the launcher, where there is one, says the line once for all ranks."""
+    folder = os.environ.get("SHORTHAUL_ERROR_DIR")
+    if folder is None:
+        sys.stderr.write(f"pipe-bd: error: lost rank {rank} ({role}): {why}\n")
+        sys.stderr.flush()
+    else:
+        entry = {
+            "rank": rank,
+            "kind": "Lost",
+            "message": f"{why} ({role})",
+            "exit_code": EXIT_LOST,
+            "at": time.time(),
+            "trace": "",
+        }
+        with contextlib.suppress(OSError):
+            atomic.write_json(Path(folder) / f"rank{rank}.json", entry)
     os._exit(EXIT_LOST)
 
 
@@ -38,11 +55,16 @@ class Watchdog:
         world: the ranks.
         roles: what each rank does, for the message, e.g. "stage 1: blocks 4-6".
         deadline_s: silence after which a rank counts as lost.
-        end: called with the message; by default prints it and exits the process at once.
+        end: called with the lost rank, its role and why; by default it says so and exits the
+            process at once.
     """
 
     def __init__(
-        self, world: World, roles: list[str], deadline_s: float, end: Callable[[str], None] = _end
+        self,
+        world: World,
+        roles: list[str],
+        deadline_s: float,
+        end: Callable[[int, str, str], None] = _end,
     ) -> None:
         self.world, self.roles, self.deadline_s, self.end = world, roles, deadline_s, end
         self._stop = threading.Event()
@@ -71,18 +93,19 @@ class Watchdog:
                 values = self._store.multi_get(keys)
             except (RuntimeError, dist.DistError):
                 if not self._stop.is_set():
-                    self.end(f"pipe-bd: error: lost rank 0 ({self.roles[0]}): it no longer answers")
+                    self.end(0, self.roles[0], "its connection closed")
                 return
             now = time.monotonic()
             for r, value in enumerate(values):
                 if value != seen[r][0]:
                     seen[r] = (value, now)
-                elif r != me and value != b"done" and now - seen[r][1] > self.deadline_s:
-                    self.end(
-                        f"pipe-bd: error: lost rank {r} ({self.roles[r]}): silent for "
-                        f"{self.deadline_s:.0f} s"
-                    )
+                elif r != me and now - seen[r][1] > self.deadline_s:
+                    self.end(r, self.roles[r], f"no sign of life for {self.deadline_s:.0f} s")
                     return
+
+    def abandon(self) -> None:
+        """Stop beating without a word to the others: this rank failed and will not go on."""
+        self._stop.set()
 
     def close(self) -> None:
         """Stop beating; every rank must call it, so that silence is not taken for death."""

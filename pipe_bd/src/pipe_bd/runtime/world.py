@@ -67,6 +67,7 @@ def under_torchrun() -> bool:
 
 
 _world: World | None = None
+_of: dist.ProcessGroup | None = None  # the default group that _world speaks for
 
 
 def join(device: str) -> World:
@@ -78,7 +79,7 @@ def join(device: str) -> World:
     Raises:
         UserError: CUDA was asked for and is not there.
     """
-    global _world
+    global _of, _world
     size = int(os.environ.get("WORLD_SIZE", "1")) if under_torchrun() else 1
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda" and torch.cuda.device_count() <= local:
@@ -86,7 +87,9 @@ def join(device: str) -> World:
             f"device 'cuda' was asked for, but this rank (local {local}) sees "
             f"{torch.cuda.device_count()} GPUs"
         )
-    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.device_count() > local)
+    # All ranks of this machine, or none: ranks that disagree would wait for different back ends.
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.device_count() >= here)
     place = torch.device("cuda", local) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(place)
@@ -94,14 +97,14 @@ def join(device: str) -> World:
         return World(0, 1, place)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if use_cuda else "gloo")
-    if _world is None or _world.device != place:
-        _world = World(dist.get_rank(), dist.get_world_size(), place)
+    if _world is None or _world.device != place or _of is not dist.group.WORLD:
+        _world, _of = World(dist.get_rank(), dist.get_world_size(), place), dist.group.WORLD
     return _world
 
 
 def leave() -> None:
     """Take the process group down; the caller will not communicate again."""
-    global _world
-    _world = None
+    global _of, _world
+    _of = _world = None
     if dist.is_initialized():
         dist.destroy_process_group()
