@@ -278,8 +278,9 @@ class StreamSource:
         return Batch(self._last.x[lo:hi], {k: v[lo:hi] for k, v in self._last.carry.items()})
 
     def fingerprint(self) -> str:
-        """Hash of the identity and the batch size."""
-        return hashlib.sha256(f"{self.identity}|{self.batch_size}".encode()).hexdigest()[:16]
+        """Hash of everything that orders the batches, as far as it is known."""
+        text = f"{self.identity}|{self.batch_size}|{self.seed}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _as_batch(item: Any) -> Batch:
