@@ -136,7 +136,7 @@ EXPERIMENT = Experiment(
             "teacher_epochs": 10,
             "student_epochs": 10,
         },
-    },  # fmt: skip
+    },
     minutes={"smoke": 0.3, "small": 4, "paper": 240},
     needs={"paper": "hours of two CPU cores, or a GPU"},
 )

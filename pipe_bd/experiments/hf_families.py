@@ -1,4 +1,4 @@
-"""Tiny Llama, Qwen and GPT-2 models: exact replay, halved feed-forward layers, a loadable export."""
+"""Tiny Llama, Qwen and GPT-2: exact replay, halved feed-forward layers, a loadable export."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def run(context: Context) -> Summary:
         [Series(f, [100 * falls_by_family[f][n] for n in layers]) for f in families],
         note=(
             "Random teachers, read on Python's documentation as bytes. On uniformly random tokens "
-            "a random gated layer can hardly be compressed: the fall is then 17 to 28 %."
+            "a random gated layer is close to incompressible; text is what models are used on."
         ),
     )
     columns = [
@@ -161,6 +161,6 @@ EXPERIMENT = Experiment(
             "lr": 2e-3,
             "held_rows": 64,
         },
-    },  # fmt: skip
+    },
     minutes={"smoke": 0.3, "small": 1.5},
 )

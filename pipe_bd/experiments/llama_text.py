@@ -46,8 +46,9 @@ def run(context: Context) -> Summary:
         "teacher": sum(p.numel() for p in teacher.parameters()),
         "student": sum(p.numel() for p in student_model(task).parameters()),
     }
+    named = {k.replace(" ", "_"): v for k, v in bits.items()}
     metrics = {
-        "bits_per_byte": {k.replace(" ", "_"): v for k, v in bits.items()},
+        "bits_per_byte": named,
         "recovered": (bits["student before"] - bits["student after"]) / lost,
         "over_teacher": bits["student after"] / bits["teacher"],
         "least_fall": min(falls.values()),
@@ -56,7 +57,7 @@ def run(context: Context) -> Summary:
         "exported_logits_equal": True,
         "exported_bytes": size,
     }
-    context.run.metric(**metrics["bits_per_byte"])
+    context.run.metric(**named)
     figures = [
         Figure(
             "bits_per_byte",
@@ -130,7 +131,7 @@ EXPERIMENT = Experiment(
             "steps": 2000,
             "held_rows": 200,
         },
-    },  # fmt: skip
+    },
     minutes={"smoke": 0.3, "small": 4, "paper": 600},
     needs={"paper": "a GPU, or a day of two CPU cores"},
 )

@@ -135,3 +135,10 @@ def relative_error(output: Tensor, target: Tensor) -> float:
         return float(
             (output.double() - target.double()).square().mean() / variance.clamp_min(1e-30)
         )
+
+
+def normalised_error(output: Tensor, target: Tensor) -> float:
+    """Σ(o_s − o_t)² / Σ o_t² in double precision: the value of :class:`NormalisedMSE`."""
+    with torch.no_grad():
+        power = target.double().square().sum().clamp_min(1e-30)
+        return float((output.double() - target.double()).square().sum() / power)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from shorthaul.errors import UserError
 from torch import Tensor, nn
 
 from pipe_bd.blocks import BlockPair, Candidate, SideInputs, Task
+from pipe_bd.losses import relative_error
+from pipe_bd.source import Batch
 
 Choice = str | Mapping[str, str] | None
 
@@ -97,3 +100,32 @@ def teacher_of(task: Task) -> Stitched:
     """The whole teacher of a task, run block by block, in eval mode."""
     blocks = {p.name: p.teacher for p in task.pairs}
     return Stitched(blocks, task.entry, task.side, getattr(task, "tail", None)).eval()
+
+
+def block_errors(
+    task: Task,
+    x: Tensor,
+    measure: Callable[[Tensor, Tensor], float] = relative_error,
+    **carry: Tensor,
+) -> dict[str, dict[str, float]]:
+    """Error of every candidate on given rows, each fed by the teacher, as it was trained.
+
+    Args:
+        task: the job, trained or not.
+        x: raw batch (rows, ...).
+        measure: ``f(student output, teacher output)``.
+        **carry: as in a :class:`~pipe_bd.source.Batch`.
+    """
+    errors: dict[str, dict[str, float]] = {}
+    with torch.no_grad():
+        x = task.enter(Batch(x, carry))
+        for pair, side in zip(task.pairs, task.side_inputs(x, carry), strict=True):
+            y = pair.teacher(x, **side)
+            errors[pair.name] = {}
+            for name, candidate in pair.candidates.items():
+                modes = {m: m.training for m in candidate.module.modules()}
+                errors[pair.name][name] = measure(candidate.module.eval()(x, **side), y)
+                for module, mode in modes.items():
+                    module.training = mode
+            x = y
+    return errors

@@ -298,7 +298,8 @@ def from_hf(
         }
         library = {"student": LayerShape(ffn=ffn, heads=heads, kv_heads=kv_heads, **tuples)}
     config = teacher.config
-    blocks = list(getattr(share(base), layer_list(base)))
+    # A model fresh from its configuration is in train mode; a teacher must not drop anything.
+    blocks = list(getattr(share(base).eval(), layer_list(base)))
     configs = {n: student_config(config, shape) for n, shape in library.items()}
 
     def candidate(i: int, n: str) -> Candidate:

@@ -126,7 +126,7 @@ def from_sequential(
     Raises:
         UserError: not a chain, cuts outside it, or another number of students than blocks.
     """
-    blocks = cut_chain([share(m) for m in _chain(teacher, "teacher")], cuts, "teacher")
+    blocks = cut_chain([share(m).eval() for m in _chain(teacher, "teacher")], cuts, "teacher")
     if names is None:
         names = [f"block{i}" for i in range(len(blocks))]
     elif len(names) != len(blocks):

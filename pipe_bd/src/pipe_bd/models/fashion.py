@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -272,19 +272,3 @@ def evaluate(model: nn.Module, images: Tensor, labels: Labels) -> float:
                 (model(pixels(images[part])).argmax(1) == labels.read(part, "evaluation")).sum()
             )
     return 100 * hits / len(images)
-
-
-def block_errors(task: Task, images: Tensor) -> dict[str, dict[str, Any]]:
-    """MSE / variance of the target of every candidate on given images, fed by the teacher."""
-    from pipe_bd.losses import relative_error
-
-    errors: dict[str, dict[str, Any]] = {}
-    with torch.no_grad():
-        x = pixels(images)
-        for pair in task.pairs:
-            y = pair.teacher(x)
-            errors[pair.name] = {
-                n: relative_error(c.module.eval()(x), y) for n, c in pair.candidates.items()
-            }
-            x = y
-    return errors
