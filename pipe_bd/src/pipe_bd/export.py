@@ -24,7 +24,7 @@ from shorthaul.errors import Fault, UserError
 from torch import nn
 
 from pipe_bd.blocks import Task
-from pipe_bd.stitch import Choice, check_choice, chosen, stitch
+from pipe_bd.stitch import Choice, check_choice, chosen, device_of, stitch
 
 if TYPE_CHECKING:
     from pipe_bd.adapters.huggingface import HFTask
@@ -248,7 +248,7 @@ def export_hf(
 
     model = student_model(task, choose)
     stitched = stitch(task, choose)
-    device = next(stitched.parameters()).device
+    device = device_of(stitched)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, (2, 16), generator=generator)
 

@@ -93,13 +93,26 @@ def stitch(task: Task, choose: Choice = None) -> Stitched:
     """
     check_choice(task, choose)
     blocks = {p.name: chosen(p, choose)[1].module for p in task.pairs}
-    return Stitched(blocks, task.entry, task.side, getattr(task, "tail", None)).eval()
+    return _whole(task, blocks)
 
 
 def teacher_of(task: Task) -> Stitched:
     """The whole teacher of a task, run block by block, in eval mode."""
-    blocks = {p.name: p.teacher for p in task.pairs}
-    return Stitched(blocks, task.entry, task.side, getattr(task, "tail", None)).eval()
+    return _whole(task, {p.name: p.teacher for p in task.pairs})
+
+
+def _whole(task: Task, blocks: Mapping[str, nn.Module]) -> Stitched:
+    whole = Stitched(blocks, task.entry, task.side, getattr(task, "tail", None)).eval()
+    devices = [p.device for p in whole.blocks.parameters()]
+    # A run leaves what it used on its device, and the rest (the tail, others' blocks) behind.
+    if any(p.device != devices[0] for p in whole.parameters()):
+        whole.to(devices[0])
+    return whole
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are; the CPU for one without any."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def block_errors(
@@ -117,14 +130,16 @@ def block_errors(
         **carry: as in a :class:`~pipe_bd.source.Batch`.
     """
     errors: dict[str, dict[str, float]] = {}
+    device = device_of(teacher_of(task))
+    carry = {k: v.to(device) for k, v in carry.items()}
     with torch.no_grad():
-        x = task.enter(Batch(x, carry))
+        x = task.enter(Batch(x.to(device), carry))
         for pair, side in zip(task.pairs, task.side_inputs(x, carry), strict=True):
             y = pair.teacher(x, **side)
             errors[pair.name] = {}
             for name, candidate in pair.candidates.items():
                 modes = {m: m.training for m in candidate.module.modules()}
-                errors[pair.name][name] = measure(candidate.module.eval()(x, **side), y)
+                errors[pair.name][name] = measure(candidate.module.to(device).eval()(x, **side), y)
                 for module, mode in modes.items():
                     module.training = mode
             x = y

@@ -24,6 +24,7 @@ from pipe_bd.losses import NormalisedMSE, SoftCrossEntropy
 from pipe_bd.models._teachers import cached, cosine
 from pipe_bd.rng import derive
 from pipe_bd.source import Batch, IndexedSource
+from pipe_bd.stitch import device_of
 
 MEAN, STD, CLASSES = 0.286, 0.353, 10
 BLOCKS = tuple(f"block{i}" for i in range(6))
@@ -264,11 +265,10 @@ def fashion_task(
 
 def evaluate(model: nn.Module, images: Tensor, labels: Labels) -> float:
     """Share of test images classified correctly, in percent."""
-    hits = 0
+    hits, device = 0, device_of(model)
     with torch.no_grad():
         for first in range(0, len(images), 500):
             part = slice(first, first + 500)
-            hits += int(
-                (model(pixels(images[part])).argmax(1) == labels.read(part, "evaluation")).sum()
-            )
+            guess = model(pixels(images[part]).to(device)).argmax(1).cpu()
+            hits += int((guess == labels.read(part, "evaluation")).sum())
     return 100 * hits / len(images)

@@ -19,6 +19,7 @@ from pipe_bd.adapters.huggingface import HFTask, from_hf, load_teacher
 from pipe_bd.models._teachers import cached, cosine
 from pipe_bd.rng import derive
 from pipe_bd.source import IndexedSource, tensor_source
+from pipe_bd.stitch import device_of
 
 BYTES = 256
 HELD_OUT = 10  # every tenth window
@@ -62,10 +63,10 @@ def bits_per_byte(model: nn.Module, rows: Tensor, batch: int = 32) -> float:
         rows: held-out rows.
         batch: rows per forward pass.
     """
-    total = 0.0
+    total, device = 0.0, device_of(model)
     with torch.no_grad():
         for first in range(0, len(rows), batch):
-            part = rows[first : first + batch]
+            part = rows[first : first + batch].to(device)
             out = model(part)
             logits = out if isinstance(out, Tensor) else out.logits
             total += float(
