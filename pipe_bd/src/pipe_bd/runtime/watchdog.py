@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 import threading
 import time
@@ -72,10 +71,14 @@ class Watchdog:
         if world.size == 1:
             return
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-        port = [_free_port() if world.rank == 0 else 0]
-        dist.broadcast_object_list(port, src=0, group=world.control())
         wait = timedelta(seconds=max(5.0, deadline_s / 2))
-        self._store = dist.TCPStore(host, port[0], world.size, world.rank == 0, timeout=wait)
+        port = [0]
+        if world.rank == 0:  # first, on a port the system picks: nobody has to try again
+            self._store = dist.TCPStore(host, 0, None, True, timeout=wait, wait_for_workers=False)
+            port = [self._store.port]
+        dist.broadcast_object_list(port, src=0, group=world.control())
+        if world.rank != 0:
+            self._store = dist.TCPStore(host, port[0], None, False, timeout=wait)
         self._store.set(f"beat/{world.rank}", "0")
         world.barrier()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -115,9 +118,3 @@ class Watchdog:
         self._thread.join()
         # Rank 0 holds the store: it leaves last.
         self.world.barrier()
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return int(s.getsockname()[1])
