@@ -9,7 +9,7 @@ from shorthaul.errors import Fault
 from shorthaul.experiments import Context, Experiment, Figure, Series, Summary, Table
 from torch import Tensor
 
-from pipe_bd.adapters.huggingface import HFTask
+from pipe_bd.adapters.huggingface import HFTask, need_transformers
 from pipe_bd.api import distill
 from pipe_bd.export import export_hf
 from pipe_bd.losses import normalised_error
@@ -19,8 +19,7 @@ from pipe_bd.stitch import block_errors, teacher_of
 
 def config(family: str, width: int, layers: int, tokens: int) -> Any:
     """A tiny configuration of a family, with random weights to come."""
-    import transformers
-
+    transformers = need_transformers()
     if family == "gpt2":
         return transformers.GPT2Config(
             vocab_size=text.BYTES, n_embd=width, n_layer=layers, n_head=4, n_inner=4 * width,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import cloudpickle
 import pytest
 import torch
-from shorthaul.errors import UserError
+from shorthaul.errors import EnvironmentLack, UserError
 from torch import nn
 
 from pipe_bd.adapters.hf_layers import LayerShape
@@ -193,6 +195,12 @@ def test_a_layer_kind_without_a_plain_feed_forward_is_named(tokens):
         from_hf(config, source=tokens, batch_size=4, ffn=0.5)
     task = from_hf(config, source=tokens, batch_size=4, no_attention="1")  # needs no such part
     check(task)
+
+
+def test_without_transformers_the_error_says_what_to_install(monkeypatch, tmp_path, tokens):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(EnvironmentLack, match=r"shorthaul-pipe-bd\[hf\]"):
+        from_hf(tmp_path, source=tokens, batch_size=4, ffn=0.5)
 
 
 def test_folders_that_are_no_model(tmp_path, tokens):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shorthaul.errors import UserError
+from shorthaul.errors import EnvironmentLack, UserError
 from torch import Tensor, nn
 
 from pipe_bd.adapters._modules import share, unchanged
@@ -196,6 +196,21 @@ class HFTask(Task):
         return self.__dict__ | {"tail": None, "model": None}
 
 
+def need_transformers() -> Any:
+    """The transformers package.
+
+    Raises:
+        EnvironmentLack: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise EnvironmentLack(
+            "transformers is not installed; pip install 'shorthaul-pipe-bd[hf]'"
+        ) from error
+    return transformers
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' progress bars off the terminal; they are as long as our output."""
@@ -220,8 +235,7 @@ def load_teacher(model: Any) -> tuple[Any, Path | None]:
     Returns:
         The model, and its folder if it came from one.
     """
-    import transformers
-
+    transformers = need_transformers()
     if isinstance(model, transformers.PreTrainedModel):
         return model, None
     if isinstance(model, transformers.PretrainedConfig):

@@ -15,7 +15,7 @@ from shorthaul.errors import UserError
 from torch import Tensor, nn
 
 from pipe_bd.adapters.hf_layers import LayerShape
-from pipe_bd.adapters.huggingface import HFTask, from_hf, load_teacher
+from pipe_bd.adapters.huggingface import HFTask, from_hf, load_teacher, need_transformers
 from pipe_bd.models._teachers import cached, cosine
 from pipe_bd.rng import derive
 from pipe_bd.source import IndexedSource, tensor_source
@@ -79,10 +79,9 @@ def bits_per_byte(model: nn.Module, rows: Tensor, batch: int = 32) -> float:
 
 def llama_config(width: int, layers: int, tokens: int) -> Any:
     """A byte-level Llama: heads of 32, two per key-value head, feed-forward of 8/3 widths."""
-    from transformers import LlamaConfig
-
+    transformers = need_transformers()
     heads = max(2, width // 32)
-    return LlamaConfig(
+    return transformers.LlamaConfig(
         vocab_size=BYTES,
         hidden_size=width,
         intermediate_size=8 * width // 3,
@@ -117,8 +116,7 @@ def train_teacher(
         seed: of weights and order.
         folder: where trained teachers are kept.
     """
-    from transformers import LlamaForCausalLM
-
+    LlamaForCausalLM = need_transformers().LlamaForCausalLM
     config = llama_config(width, layers, rows.shape[1])
     recipe = {
         "rows": list(rows.shape), "sum": int(rows.sum()), "width": width, "layers": layers,
