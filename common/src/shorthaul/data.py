@@ -19,7 +19,7 @@ from shorthaul.errors import EnvironmentLack, UserError
 Bytes = npt.NDArray[np.uint8]
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-FASHION_MNIST_FIX = "apt-get install dataset-fashion-mnist (Debian non-free)"
+FASHION_MNIST_FIX = "apt-get install dataset-fashion-mnist (Debian)"
 # Of the decompressed content: a distribution may compress the same data anew.
 _FASHION_MNIST_SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",

@@ -62,9 +62,7 @@ def run_ls(context: Context, assignment: Sequence[int]) -> None:
 
 def _train(context: Context, blocks: Sequence[int], share: Share) -> None:
     options = context.options
-    progress = bar(
-        len(blocks), options.schedule, disable=not (options.progress and context.world.rank == 0)
-    )
+    progress = bar(len(blocks), options.schedule, disable=None if options.progress else True)
     for index in blocks:
         _train_block(context, index, share)
         progress.update(1)

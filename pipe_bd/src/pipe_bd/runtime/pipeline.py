@@ -147,9 +147,11 @@ def run(context: Context, plan: Plan) -> None:
             context.clock,
             f"{me}->{me + 1}",
         )
-    last_rank = world.rank == plan.ranks(len(plan.stages) - 1).start
     progress = bar(
-        context.steps, options.schedule, initial=start, disable=not (options.progress and last_rank)
+        context.steps,
+        options.schedule,
+        initial=start,
+        disable=None if options.progress else True,
     )
     for step in steps:
         _step(context, plan, me, share.lo, step, inlet, outlet)
