@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -15,17 +14,6 @@ from pipe_bd.models import toys
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
-_TOYS: dict[str, tuple[Callable[..., Task], int]] = {
-    "toy-vgg": (toys.toy_vgg, 10),
-    "toy-gpt": (toys.toy_gpt, 10),
-    "toy-bn": (toys.toy_bn, 10),
-    "toy-library": (toys.toy_library, 10),
-    "vgg6": (toys.vgg, 64),
-    "gpt12": (toys.gpt12, 16),
-    "gpt12-library": (toys.gpt12_library, 16),
-}
-
-
 # Real data and their own optimizers; imported when asked for (the last needs transformers).
 _REAL = {
     "fashion": ("pipe_bd.models.fashion", "fashion_task"),
@@ -36,7 +24,7 @@ _REAL = {
 
 def names() -> list[str]:
     """Every model that :func:`build` knows."""
-    return [*_TOYS, *_REAL]
+    return [*toys.TOYS, *_REAL]
 
 
 def build(
@@ -79,12 +67,7 @@ def build(
         raise UserError(
             f"unknown optimizer {optimizer!r}: choose one of {', '.join(toys.OPTIMIZERS)}"
         )
-    make, usual = _TOYS[name]
-    return make(
-        seed=seed,
-        batch=batch or usual,
-        steps=steps,
-        dtype=DTYPES[dtype],
-        optimizer=optimizer,
-        **options,
-    )
+    if options:
+        raise UserError(f"model {name!r} takes no {', '.join(options)}")
+    toy = toys.TOYS[name]
+    return toy.build(name, toys.Setting(seed, batch or toy.batch, steps, DTYPES[dtype], optimizer))

@@ -5,7 +5,7 @@ Tensor names carry their dimensions: B rows, C channels, H W image, T tokens, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -26,37 +26,22 @@ OPTIMIZERS: dict[str, OptimizerFactory] = {
 }
 
 
-def conv_block(c_in: int, c_out: int, convs: int, pool: bool, norm: bool = False) -> nn.Sequential:
-    """VGG block: ``convs`` 3×3 convolutions with ReLU, then optionally a 2×2 max pool; x_BCHW."""
-    layers: list[nn.Module] = []
-    for i in range(convs):
-        layers.append(nn.Conv2d(c_in if i == 0 else c_out, c_out, 3, padding=1, bias=not norm))
-        if norm:
-            layers.append(nn.BatchNorm2d(c_out))
-        layers.append(nn.ReLU())
-    if pool:
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers)
+def conv_block(c_in: int, c_out: int, pool: bool, norm: bool) -> nn.Sequential:
+    """3x3 convolution, BatchNorm if any, ReLU, then optionally a 2x2 max pool; x_BCHW."""
+    # BatchNorm cancels any bias before it, whose gradient would be pure rounding noise.
+    return _block(nn.Conv2d(c_in, c_out, 3, padding=1, bias=not norm), c_out, pool, norm)
 
 
-def separable_block(
-    c_in: int, c_out: int, convs: int, pool: bool, norm: bool = False
-) -> nn.Sequential:
-    """The same with each 3×3 convolution replaced by a depthwise 3×3 and a pointwise 1×1."""
-    layers: list[nn.Module] = []
-    for i in range(convs):
-        c = c_in if i == 0 else c_out
-        # BatchNorm cancels any bias before it: its gradient would be pure rounding noise.
-        layers += [
-            nn.Conv2d(c, c, 3, padding=1, groups=c, bias=not norm),
-            nn.Conv2d(c, c_out, 1, bias=not norm),
-        ]
-        if norm:
-            layers.append(nn.BatchNorm2d(c_out))
-        layers.append(nn.ReLU())
-    if pool:
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers)
+def separable_block(c_in: int, c_out: int, pool: bool, norm: bool) -> nn.Sequential:
+    """The same with the 3x3 convolution replaced by a depthwise 3x3 and a pointwise 1x1."""
+    depthwise = nn.Conv2d(c_in, c_in, 3, padding=1, groups=c_in, bias=not norm)
+    pointwise = nn.Conv2d(c_in, c_out, 1, bias=not norm)
+    return _block(nn.Sequential(depthwise, pointwise), c_out, pool, norm)
+
+
+def _block(convolution: nn.Module, c_out: int, pool: bool, norm: bool) -> nn.Sequential:
+    layers = [convolution, *([nn.BatchNorm2d(c_out)] if norm else []), nn.ReLU()]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
 
 
 class GPTBlock(nn.Module):
@@ -93,37 +78,67 @@ class GPTBlock(nn.Module):
         return x_BTD + self.dropout(self.down(F.gelu(self.up(self.norm2(x_BTD)))))
 
 
-def _images(channels: int, size: int, rows: int, seed: int, dtype: torch.dtype) -> Tensor:
-    generator = torch.Generator().manual_seed(derive(seed, "images"))
-    return torch.randn(rows, channels, size, size, generator=generator, dtype=torch.float64).to(
-        dtype
-    )
+@dataclass(frozen=True)
+class Setting:
+    """How a toy is to be trained; the same for all of them.
+
+    Attributes:
+        seed: of weights and data.
+        batch: rows per batch.
+        steps: batches.
+        dtype: of weights and boundaries.
+        optimizer: a name in :data:`OPTIMIZERS`.
+    """
+
+    seed: int
+    batch: int
+    steps: int
+    dtype: torch.dtype
+    optimizer: str
+
+    def task(
+        self, name: str, pairs: list[BlockPair], data: Tensor, entry: nn.Module | None
+    ) -> Task:
+        """The blocks with their batches."""
+        source = tensor_source(data, self.batch, steps=self.steps, seed=self.seed, identity=name)
+        return Task(pairs, source, entry, name=name)
 
 
-def _cnn(
-    name: str,
-    plan: list[tuple[int, int, bool]],
-    size: int,
-    norm: bool,
-    *,
-    seed: int,
-    batch: int,
-    steps: int,
-    dtype: torch.dtype,
-    optimizer: str,
-    channels: int,
-) -> Task:
-    torch.manual_seed(derive(seed, name))
-    pairs, c = [], channels
-    for i, (c_out, convs, pool) in enumerate(plan):
-        teacher = conv_block(c, c_out, convs, pool, norm).to(dtype)
-        student = separable_block(c, c_out, convs, pool, norm).to(dtype)
-        if norm:
-            _random_statistics(teacher)
-        pairs.append(BlockPair(f"block{i}", teacher, student, MSE(), OPTIMIZERS[optimizer]))
-        c = c_out
-    data = _images(channels, size, batch * 4, seed, dtype)
-    return Task(pairs, tensor_source(data, batch, steps=steps, seed=seed, identity=name), name=name)
+@dataclass(frozen=True)
+class CNN:
+    """A VGG-like teacher of 3x3 convolutions and its depthwise-separable student.
+
+    Attributes:
+        widths: output channels per block.
+        pools: blocks that end in a 2x2 max pool.
+        size: height and width of the input.
+        channels: of the input.
+        batch: usual rows per batch.
+        norm: BatchNorm in teacher and student.
+    """
+
+    widths: tuple[int, ...]
+    pools: tuple[int, ...]
+    size: int
+    channels: int
+    batch: int = 10
+    norm: bool = False
+
+    def build(self, name: str, setting: Setting) -> Task:
+        """The task."""
+        torch.manual_seed(derive(setting.seed, name))
+        pairs, c, make = [], self.channels, OPTIMIZERS[setting.optimizer]
+        for i, width in enumerate(self.widths):
+            teacher = conv_block(c, width, i in self.pools, self.norm).to(setting.dtype)
+            student = separable_block(c, width, i in self.pools, self.norm).to(setting.dtype)
+            if self.norm:
+                _random_statistics(teacher)
+            pairs.append(BlockPair(f"block{i}", teacher, student, MSE(), make))
+            c = width
+        generator = torch.Generator().manual_seed(derive(setting.seed, "images"))
+        shape = (setting.batch * 4, self.channels, self.size, self.size)
+        images = torch.randn(shape, generator=generator, dtype=torch.float64).to(setting.dtype)
+        return setting.task(name, pairs, images, None)
 
 
 def _random_statistics(module: nn.Module) -> None:
@@ -135,154 +150,60 @@ def _random_statistics(module: nn.Module) -> None:
             m.running_var.uniform_(0.5, 1.5)
 
 
-def vgg(*, seed: int, batch: int, steps: int, dtype: torch.dtype, optimizer: str) -> Task:
-    """VGG-like, 6 blocks of width 32 → 128 on 28×28.
+@dataclass(frozen=True)
+class GPT:
+    """A GPT-like teacher and students with a narrower feed-forward.
 
-    Depthwise-separable student (notes, section 4.2).
+    Attributes:
+        blocks: number of blocks.
+        width: D.
+        tokens: T.
+        heads: attention heads.
+        shrink: the first candidate's share of the teacher's feed-forward width.
+        batch: usual rows per batch.
+        candidates: students per block, each with half the feed-forward of the one before.
+        dropout: of the students.
+        loss: of every block.
     """
-    plan = [
-        (32, 1, False),
-        (64, 1, True),
-        (64, 1, False),
-        (64, 1, True),
-        (128, 1, False),
-        (128, 1, False),
-    ]
-    return _cnn(
-        "vgg6",
-        plan,
-        28,
-        False,
-        seed=seed,
-        batch=batch,
-        steps=steps,
-        dtype=dtype,
-        optimizer=optimizer,
-        channels=1,
-    )
+
+    blocks: int
+    width: int
+    tokens: int
+    heads: int
+    shrink: float
+    batch: int = 10
+    candidates: int = 1
+    dropout: float = 0.0
+    loss: Loss = field(default_factory=MSE)
+
+    def build(self, name: str, setting: Setting) -> Task:
+        """The task."""
+        torch.manual_seed(derive(setting.seed, name))
+        hidden = int(4 * self.width * self.shrink)
+        pairs = []
+        for i in range(self.blocks):
+            teacher = GPTBlock(self.width, self.heads, 4 * self.width).to(setting.dtype)
+            students = {}
+            for c in range(self.candidates):
+                narrow = GPTBlock(self.width, self.heads, max(8, hidden >> c), self.dropout)
+                label = "student" if self.candidates == 1 else f"ffn{c}"
+                students[label] = narrow.to(setting.dtype)
+            make = OPTIMIZERS[setting.optimizer]
+            pairs.append(BlockPair(f"block{i}", teacher, students, self.loss, make))
+        entry = nn.Embedding(256, self.width).to(setting.dtype)
+        generator = torch.Generator().manual_seed(derive(setting.seed, "tokens"))
+        ids = torch.randint(0, 256, (setting.batch * 4, self.tokens), generator=generator)
+        return setting.task(name, pairs, ids, entry)
 
 
-def toy_vgg(*, seed: int, batch: int, steps: int, dtype: torch.dtype, optimizer: str) -> Task:
-    """A VGG-like pair small enough for exactness checks."""
-    plan = [
-        (8, 1, False),
-        (8, 1, True),
-        (12, 1, False),
-        (12, 1, True),
-        (16, 1, False),
-        (16, 1, False),
-    ]
-    return _cnn(
-        "toy-vgg",
-        plan,
-        12,
-        False,
-        seed=seed,
-        batch=batch,
-        steps=steps,
-        dtype=dtype,
-        optimizer=optimizer,
-        channels=3,
-    )
-
-
-def toy_bn(*, seed: int, batch: int, steps: int, dtype: torch.dtype, optimizer: str) -> Task:
-    """A pair with BatchNorm in teacher and student."""
-    plan = [(8, 1, False), (8, 1, True), (12, 1, False), (12, 1, True)]
-    return _cnn(
-        "toy-bn",
-        plan,
-        12,
-        True,
-        seed=seed,
-        batch=batch,
-        steps=steps,
-        dtype=dtype,
-        optimizer=optimizer,
-        channels=3,
-    )
-
-
-def _gpt(
-    name: str,
-    blocks: int,
-    width: int,
-    tokens: int,
-    heads: int,
-    shrink: float,
-    dropout: float,
-    *,
-    seed: int,
-    batch: int,
-    steps: int,
-    dtype: torch.dtype,
-    optimizer: str,
-    loss: Callable[[], Loss] = MSE,
-    candidates: int = 1,
-) -> Task:
-    torch.manual_seed(derive(seed, name))
-    pairs = []
-    for i in range(blocks):
-        teacher = GPTBlock(width, heads, 4 * width).to(dtype)
-        hidden = int(4 * width * shrink)
-        students = {
-            ("student" if candidates == 1 else f"ffn{c}"): GPTBlock(
-                width, heads, max(8, hidden >> c), dropout
-            ).to(dtype)
-            for c in range(candidates)
-        }
-        pairs.append(BlockPair(f"block{i}", teacher, students, loss(), OPTIMIZERS[optimizer]))
-    entry = nn.Embedding(256, width).to(dtype)
-    generator = torch.Generator().manual_seed(derive(seed, "tokens"))
-    ids = torch.randint(0, 256, (batch * 4, tokens), generator=generator)
-    return Task(
-        pairs, tensor_source(ids, batch, steps=steps, seed=seed, identity=name), entry, name=name
-    )
-
-
-def gpt12(*, seed: int, batch: int, steps: int, dtype: torch.dtype, optimizer: str) -> Task:
-    """GPT-like, 12 blocks, width 192, 64 tokens.
-
-    The student's feed-forward is a quarter (notes, section 4.1).
-    """
-    return _gpt(
-        "gpt12",
-        12,
-        192,
-        64,
-        6,
-        0.25,
-        0.0,
-        seed=seed,
-        batch=batch,
-        steps=steps,
-        dtype=dtype,
-        optimizer=optimizer,
-    )
-
-
-def gpt12_library(*, seed: int, batch: int, steps: int, dtype: torch.dtype, optimizer: str) -> Task:
-    """The same with four candidates per block.
-
-    Each with half the feed-forward of the one before.
-    """
-    return _gpt(
-        "gpt12-library", 12, 192, 64, 6, 0.25, 0.0,
-        seed=seed, batch=batch, steps=steps, dtype=dtype, optimizer=optimizer, candidates=4,
-    )  # fmt: skip
-
-
-def toy_gpt(*, seed: int, batch: int, steps: int, dtype: torch.dtype, optimizer: str) -> Task:
-    """A GPT-like pair small enough for exactness checks, with the normalised MSE."""
-    return _gpt(
-        "toy-gpt", 6, 32, 16, 4, 0.25, 0.0,
-        seed=seed, batch=batch, steps=steps, dtype=dtype, optimizer=optimizer, loss=NormalisedMSE,
-    )  # fmt: skip
-
-
-def toy_library(*, seed: int, batch: int, steps: int, dtype: torch.dtype, optimizer: str) -> Task:
-    """Four candidates per block with dropout, small enough for exactness checks."""
-    return _gpt(
-        "toy-library", 4, 32, 16, 4, 0.5, 0.1,
-        seed=seed, batch=batch, steps=steps, dtype=dtype, optimizer=optimizer, candidates=4,
-    )  # fmt: skip
+# The first three are small enough for exactness checks; sizes of the others: notes, sections 4.1
+# and 4.2.
+TOYS: dict[str, CNN | GPT] = {
+    "toy-vgg": CNN((8, 8, 12, 12, 16, 16), pools=(1, 3), size=12, channels=3),
+    "toy-gpt": GPT(6, 32, 16, 4, 0.25, loss=NormalisedMSE()),
+    "toy-bn": CNN((8, 8, 12, 12), pools=(1, 3), size=12, channels=3, norm=True),
+    "toy-library": GPT(4, 32, 16, 4, 0.5, candidates=4, dropout=0.1),
+    "vgg6": CNN((32, 64, 64, 64, 128, 128), pools=(1, 3), size=28, channels=1, batch=64),
+    "gpt12": GPT(12, 192, 64, 6, 0.25, batch=16),
+    "gpt12-library": GPT(12, 192, 64, 6, 0.25, batch=16, candidates=4),
+}
