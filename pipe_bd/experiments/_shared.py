@@ -29,6 +29,9 @@ CPU_NOTE = (
     "own would need, whatever else runs on this machine."
 )
 
+# As such models are trained: SGD with momentum for a CNN, AdamW for a transformer (Puzzle's too).
+OPTIMIZER = {"vgg6": "sgd", "gpt12": "adamw", "gpt12-library": "adamw", "toy-library": "adamw"}
+
 
 def shape(plan: Mapping[str, Any] | None) -> str:
     """A plan as "0-5x1|6-11x1"; "" for schedules that have none."""

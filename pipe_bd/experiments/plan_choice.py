@@ -11,7 +11,7 @@ from shorthaul.experiments import Context, Experiment, Figure, Series, Summary, 
 from shorthaul.stats import median
 
 from pipe_bd.bench import Entry, bench
-from pipe_bd.experiments._shared import CPU_NOTE
+from pipe_bd.experiments._shared import CPU_NOTE, OPTIMIZER
 from pipe_bd.models import build
 from pipe_bd.plan import Plan, all_plans
 from pipe_bd.planner import period
@@ -24,7 +24,7 @@ def run(context: Context) -> Summary:
     metrics: dict[str, Any] = {}
     figures, tables, noises = [], [], []
     for model, steps in s["models"].items():
-        task = build(model, seed=context.seed, steps=steps, optimizer="sgd")
+        task = build(model, seed=context.seed, steps=steps, optimizer=OPTIMIZER[model])
         plans = {p.shape(): p for p in all_plans(len(task.pairs), 2)}
         entries = [Entry(name, "ahd", plan) for name, plan in plans.items()]
         result = bench(

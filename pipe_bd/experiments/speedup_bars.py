@@ -9,6 +9,7 @@ from shorthaul.experiments import Context, Experiment, Figure, Series, Summary
 from pipe_bd.bench import Entry, bench
 from pipe_bd.experiments._shared import (
     CPU_NOTE,
+    OPTIMIZER,
     POSTER,
     WHY_OURS_DIFFER,
     bench_table,
@@ -27,7 +28,7 @@ def run(context: Context) -> Summary:
     metrics: dict[str, Any] = {}
     tables, speedups, noises = [], {}, []
     for model, steps in s["models"].items():
-        task = build(model, seed=context.seed, steps=steps, optimizer="sgd")
+        task = build(model, seed=context.seed, steps=steps, optimizer=OPTIMIZER[model])
         entries = [Entry(name, name) for name in ("dp", "ls", "joint", "tr", "dpu", "ahd")]
         result = bench(task, 2, [*entries, Entry(AGAIN, "dpu")], s["repetitions"])
         context.run.metric(model=model, **result.to_dict())
