@@ -200,9 +200,8 @@ class Context:
         broken = self.trainers[index].broken()
         if broken is not None:
             raise UserError(
-                f"block {self.task.pairs[index].name!r}: the loss of {broken!r} is not finite at "
-                f"step {step}: "
-                "lower its learning rate; the last good checkpoint is kept"
+                f"block {self.task.pairs[index].name!r}: the loss or a weight of {broken!r} is not "
+                f"finite at step {step}: lower its learning rate; the last good checkpoint is kept"
             )
         self._saved[index] = step
         self.writer.submit(index, step, self.trainers[index].state())

@@ -267,9 +267,13 @@ class BlockTrainer:
         return {s.name: {k: float(v) for k, v in s.losses.items()} for s in self.students}
 
     def broken(self) -> str | None:
-        """A candidate whose last loss is not finite, or None."""
+        """A candidate whose last loss, or any weight since, is not finite; or None."""
         for s in self.students:
-            if s.loss is not None and not math.isfinite(float(s.loss)):
+            if s.loss is None:  # took no step in this run
+                continue
+            if not math.isfinite(float(s.loss)) or not all(
+                bool(torch.isfinite(p).all()) for p in s.module.parameters()
+            ):
                 return s.name
         return None
 
