@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+from shorthaul.errors import UserError
 from shorthaul.launch import launch
+
+from pipe_bd.rng import borrowed
+
+# Each rank imports torch, about 250 MB: a slip of the keyboard must not take the machine down.
+MOST_RANKS = 64
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, threads: int = 1) -> Any:
@@ -33,13 +39,18 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, threads: int
         RankDied: a rank was killed or failed; names it.
         UserError: a rank found bad input.
     """
+    if ranks > MOST_RANKS:
+        raise UserError(
+            f"{ranks} processes on one machine: at most {MOST_RANKS}; pipe-bd simulate goes further"
+        )
     with tempfile.TemporaryDirectory(prefix="pipe-bd-") as folder:
         job, answer = Path(folder) / "job.pkl", Path(folder) / "answer.pkl"
         with job.open("wb") as f:
             # A user's script finds modules beside itself; so must its ranks, before they unpickle.
             cloudpickle.dump(sys.path, f)
             cloudpickle.dump((function, args), f)
-        launch("pipe_bd.runtime.worker", [str(job), str(answer)], ranks, threads=threads)
+        with borrowed():  # the agent draws from Python's generator
+            launch("pipe_bd.runtime.worker", [str(job), str(answer)], ranks, threads=threads)
         with answer.open("rb") as f:
             return cloudpickle.load(f)
 
