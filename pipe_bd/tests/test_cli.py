@@ -37,6 +37,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--batch", "-1"], "--batch -1"),
         (["train", "--hf", "nowhere"], "--hf nowhere"),
         (["verify", "--world", "0"], "--world 0"),
+        (["train", "--devices", "1000"], "at most 64"),
         (["bench", "--schedules", ""], "--schedules"),
         (["bench", "--reps", "0"], "--reps 0"),
         (["profile", "--trials", "0"], "--trials 0"),
