@@ -28,7 +28,9 @@ SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 def pairs(n: int = 3) -> list[BlockPair]:
     torch.manual_seed(0)
     return [
-        BlockPair(f"b{i}", nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3)), MSE(), SGD)
+        BlockPair(
+            f"b{i}", nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3)), MSE(), SGD
+        )
         for i in range(n)
     ]  # fmt: skip
 
