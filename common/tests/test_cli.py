@@ -15,6 +15,7 @@ HERE = "command_line_under_test"
 COMMANDS = {
     "plan": (f"{HERE}:Plan", "place blocks"),
     "profile": (f"{HERE}:Plan", "measure blocks"),
+    "need": (f"{HERE}:Need", "need a flag"),
     "lack": (f"{HERE}:Lack", "need something"),
     "fault": (f"{HERE}:Faulty", "break"),
     "stop": (f"{HERE}:Stop", "be interrupted"),
@@ -24,6 +25,7 @@ COMMANDS = {
 MODULE = '''
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 import tyro
 from shorthaul.cli import Common, emit
 from shorthaul.errors import EnvironmentLack, UserError
@@ -37,9 +39,14 @@ class Plan(Common):
     """Place blocks on devices."""
     name: tyro.conf.Positional[str] = "x"
     memory_gb: float | None = None
+    mode: Literal["best", "fast"] = "best"
     link: Link = field(default_factory=Link)
     def run(self):
         emit(self, self.json, f"planned {self.name} {self.memory_gb} {self.link.latency_s}")
+
+@dataclass(kw_only=True)
+class Need(Common):
+    path: Path
 
 @dataclass(kw_only=True)
 class Lack(Common):
@@ -118,8 +125,14 @@ def test_runs_a_verb_with_flags(capsys: pytest.CaptureFixture[str]) -> None:
         (["plan", "--sead", "1"], "unknown flag '--sead'; did you mean '--seed'?"),
         (["plan", "--memory-bg=1"], "did you mean '--memory-gb'?"),
         (["plan", "--link.latency", "1"], "did you mean '--link.latency-s'?"),
-        (["plan", "--seed", "x"], "--seed"),
-        (["plan", "--seed"], "--seed"),
+        (["plan", "--seed", "x"], "error: --seed 'x': not a whole number; "),
+        (["plan", "--seed"], "error: --seed needs a value; "),
+        (["plan", "--memory-gb", "x"], "error: --memory-gb 'x': not valid; "),
+        (["plan", "--link.latency-s", "x"], "error: --link.latency-s 'x': not a number; "),
+        (["plan", "--mode", "slow"], "error: --mode 'slow': use 'best', 'fast'; "),
+        (["need"], "error: --path is missing; "),
+        (["plan", "--json", "no/such/folder.json"], "there is no folder no/such: make it first"),
+        (["plan", "--json", "/"], "error: --json / is a folder: name a file"),
         (["plan", "a", "b"], "unexpected argument 'b'"),
         (["plan", "--threads", "0"], "--threads 0: at least 1"),
     ],

@@ -97,7 +97,7 @@ EXPERIMENT = Experiment(
     run=run,
     scales={
         "smoke": {"models": {"vgg6": 3}, "repetitions": 1},
-        "small": {"models": {"vgg6": 12, "gpt12": 8}, "repetitions": 5},
+        "small": {"models": {"vgg6": 16, "gpt12": 16}, "repetitions": 7},
     },
-    minutes={"smoke": 0.5, "small": 6},
+    minutes={"smoke": 0.5, "small": 9},
 )

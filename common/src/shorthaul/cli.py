@@ -12,6 +12,7 @@ import io
 import itertools
 import json as json_module
 import os
+import re
 import sys
 import tomllib
 import traceback
@@ -121,6 +122,7 @@ def _dispatch(prog: str, version: str, about: str, commands: Commands, argv: lis
     threads = getattr(command, "threads", 1)
     if threads < 1:
         raise UserError(f"--threads {threads}: at least 1")
+    _check_output(getattr(command, "json", None))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:  # it read the variable when it was imported
         sys.modules["torch"].set_num_threads(threads)
@@ -163,10 +165,42 @@ def _parse(command: Any, prog: str, argv: list[str]) -> Any:
     return parsed
 
 
+def _check_output(path: Path | None) -> None:
+    """Refuse a --json that cannot be written before hours of work, not after."""
+    if path is None or str(path) == "-":
+        return
+    folder = path.parent
+    if not folder.is_dir():
+        raise UserError(f"--json {path}: there is no folder {folder}: make it first")
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder: name a file")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--json {path}: no permission to write in {folder}")
+
+
+# What tyro says, whole or from inside its box (drawn or, on a plain terminal, blank), in our words.
+_TYRO_SAYS = (
+    (r"Missing from .*?: (--[\w.-]+)", "{0} is missing"),
+    (
+        r"Error parsing (\S+): invalid literal for int\(\) .*?: ('.*?')",
+        "{0} {1}: not a whole number",
+    ),
+    (r"Error parsing (\S+): could not convert .*?: ('.*?')", "{0} {1}: not a number"),
+    (r"Error parsing (\S+): .*?\[(.*?)\]", "{0} {1}: not valid"),
+    (r"Missing value for argument '(.*?)'", "{0} needs a value"),
+    (r"invalid choice (.*?) for argument '(.*?)'\. Expected one of \((.*?)\)", "{1} {0}: use {2}"),
+)
+
+
 def _unboxed(text: str) -> str:
-    """Take the statement out of tyro's box: the lines above its first rule."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines() if not line.startswith("╭")]
-    return " ".join(itertools.takewhile(bool, lines)) or "the arguments cannot be read"
+    """Take the statement out of tyro's box."""
+    lines = [line.strip("│╭╮╰╯─| ") for line in text.splitlines()]
+    said = " ".join(line for line in lines if line.strip("-"))
+    for pattern, ours in _TYRO_SAYS:
+        found = re.search(pattern, said)
+        if found:
+            return ours.format(*found.groups())
+    return " ".join(itertools.takewhile(bool, lines[1:])) or "the arguments cannot be read"
 
 
 def _flags(cls: Any, prefix: str = "--") -> list[str]:

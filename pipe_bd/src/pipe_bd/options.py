@@ -91,8 +91,8 @@ class Options:
             raise UserError("resume needs a checkpoint folder: set checkpoint_dir (--checkpoint)")
         if self.deadline_s < 5:
             raise UserError(
-                f"deadline_s {self.deadline_s} is too short for a heartbeat every second: use 5 "
-                "or more"
+                f"deadline_s (--deadline) is {self.deadline_s}, too short for a heartbeat every "
+                "second: use 5 or more"
             )
 
 

@@ -47,6 +47,7 @@ class Plan:
         batch: Global batch size the plan was made for, when known.
         explanation: Why this plan: per-stage costs and alternatives (`docs/profile.md`).
         devices: Devices the planner was given; some may stay idle.
+        source: What error messages call it: the file it was read from.
     """
 
     stages: tuple[Stage, ...]
@@ -55,6 +56,7 @@ class Plan:
     batch: int | None = None
     explanation: Mapping[str, Any] = field(default_factory=dict)
     devices: int | None = None
+    source: str = field(default="the plan", compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -125,40 +127,42 @@ class Plan:
                 section 6.1: a block with train-mode BatchNorm must stay on one device).
         """
         if not self.stages:
-            raise UserError("the plan has no stages: block 0 is not covered")
+            raise UserError(f"{self.source} has no stages: block 0 is not covered")
         due = 0
         for number, stage in enumerate(self.stages):
             if stage.devices < 1:
-                raise UserError(f"stage {number} has {stage.devices} devices: give at least 1")
+                raise UserError(
+                    f"{self.source}: stage {number} has {stage.devices} devices: give at least 1"
+                )
             if stage.last < stage.first:
                 raise UserError(
-                    f"stage {number} ends at block {stage.last}, before its first block "
-                    f"{stage.first}: swap them"
+                    f"{self.source}: stage {number} ends at block {stage.last}, before its "
+                    f"first block {stage.first}: swap them"
                 )
             if stage.first > due:
                 raise UserError(
-                    f"the plan does not cover {self._name(due)}: stage {number} starts at block "
-                    f"{stage.first}"
+                    f"{self.source} does not cover {self._name(due)}: stage {number} starts "
+                    f"at block {stage.first}"
                 )
             if stage.first < due:
                 raise UserError(
-                    f"the plan covers {self._name(stage.first)} twice: stage {number} should "
+                    f"{self.source} covers {self._name(stage.first)} twice: stage {number} should "
                     f"start at block {due}"
                 )
             due = stage.last + 1
         if due < num_blocks:
             raise UserError(
-                f"the plan does not cover {self._name(due)}: it ends at block {due - 1} of "
+                f"{self.source} does not cover {self._name(due)}: it ends at block {due - 1} of "
                 f"{num_blocks} blocks (0-{num_blocks - 1})"
             )
         if due > num_blocks:
             raise UserError(
-                f"the plan names block {due - 1}, but the model has {num_blocks} blocks "
+                f"{self.source} names block {due - 1}, but the model has {num_blocks} blocks "
                 f"(0-{num_blocks - 1})"
             )
         if self.devices_used > world:
             raise UserError(
-                f"the plan needs {self.devices_used} devices, but there are {world} ranks: "
+                f"{self.source} needs {self.devices_used} devices, but there are {world} ranks: "
                 "start more or plan again with --devices"
             )
         for stage in self.stages if max_groups is not None else ():
@@ -166,7 +170,7 @@ class Plan:
                 limit = max_groups[block] if max_groups is not None else None
                 if limit is not None and stage.devices > limit:
                     raise UserError(
-                        f"{self._name(block)} allows groups of at most {limit}, but the plan "
+                        f"{self._name(block)} allows groups of at most {limit}, but {self.source} "
                         f"puts it on {stage.devices} devices"
                     )
 
@@ -196,7 +200,7 @@ class Plan:
         }
 
     @classmethod
-    def from_dict(cls, data: object, source: str = "plan") -> Plan:
+    def from_dict(cls, data: object, source: str = "the plan") -> Plan:
         """Read what `to_dict` wrote; only ``stages`` is required."""
         if not isinstance(data, Mapping):
             raise UserError(f"{source}: expected a JSON object with 'stages'")
@@ -239,6 +243,7 @@ class Plan:
             period_s=None if period is None else float(period),
             blocks=tuple(names),
             explanation=dict(explanation),
+            source=source,
             **counts,
         )
 

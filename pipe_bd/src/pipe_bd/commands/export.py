@@ -31,6 +31,11 @@ class Export(Common):
         from pipe_bd.stitch import check_choice
 
         choice = parse_choice(self.choose)
+        if not (self.checkpoint / "task.json").is_file():
+            raise UserError(
+                f"--checkpoint {self.checkpoint} holds no finished run: give the folder of a "
+                "`pipe-bd train --checkpoint`, or finish it with --resume"
+            )
         described = atomic.read_json(self.checkpoint / "task.json")
         if not isinstance(described, dict) or not {"model", "options"} <= described.keys():
             raise UserError(

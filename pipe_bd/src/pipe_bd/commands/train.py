@@ -62,13 +62,13 @@ class Train(ModelFlags, Common):
         plan = None if self.plan is None else Plan.load(self.plan)
         profile = None if self.profile is None else Profile.load(self.profile)
         task = self.build(self.seed)
-        if self.checkpoint is not None:
-            try:
-                self.checkpoint.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"--checkpoint {self.checkpoint}: {error.strerror}") from error
-        if self.trace is not None:
-            self.trace.mkdir(parents=True, exist_ok=True)
+        for flag, folder in (("--checkpoint", self.checkpoint), ("--trace", self.trace)):
+            if folder is not None:
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    reason = error.strerror
+                    raise UserError(f"{flag} {folder} cannot be made ({reason})") from error
         result = distill(
             task,
             schedule=self.schedule,
@@ -107,6 +107,9 @@ def summary(result: Result) -> str:
                 label = block if len(candidates) == 1 else f"{block}/{name}"
                 lines.append(f"  {label:<24} loss {first:.4g} → {last:.4g}")
     where = "" if result.plan is None else f", plan {result.plan.shape()}"
+    if result.plan is not None and len(result.ranks) > result.plan.devices_used:
+        idle = len(result.ranks) - result.plan.devices_used
+        where += f" ({idle} of {len(result.ranks)} devices stayed idle)"
     lines.append(
         f"{result.schedule}{where}: {result.steps} steps of {result.batch} rows in "
         f"{result.wall_s:.1f} s, "

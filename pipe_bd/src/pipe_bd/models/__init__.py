@@ -18,12 +18,12 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _REAL = {
     "fashion": ("pipe_bd.models.fashion", "fashion_task"),
     "text": ("pipe_bd.models.text", "text_task"),
-    "hf": ("pipe_bd.models.text", "hf_task"),
 }
+_FROM_DIRECTORY = {"hf": ("pipe_bd.models.text", "hf_task")}
 
 
 def names() -> list[str]:
-    """Every model that :func:`build` knows."""
+    """Every model that needs no more than its name."""
     return [*toys.TOYS, *_REAL]
 
 
@@ -40,7 +40,7 @@ def build(
     """Make a task.
 
     Args:
-        name: one of :func:`names`.
+        name: one of :func:`names`, or "hf" with a ``directory``.
         seed: of weights and data.
         batch: rows per batch; None takes the model's usual one.
         steps: batches.
@@ -51,12 +51,13 @@ def build(
     Raises:
         UserError: an unknown name, type or optimizer.
     """
-    if name not in names():
+    made_by = {**_REAL, **(_FROM_DIRECTORY if "directory" in options else {})}
+    if name not in toys.TOYS and name not in made_by:
         near = get_close_matches(name, names(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"unknown model {name!r}: {hint}choose one of {', '.join(names())}")
-    if name in _REAL:
-        module, function = _REAL[name]
+    if name in made_by:
+        module, function = made_by[name]
         task: Task = getattr(import_module(module), function)(
             seed=seed, batch=batch, steps=steps, **options
         )
