@@ -203,7 +203,7 @@ TOYS: dict[str, CNN | GPT] = {
     "toy-gpt": GPT(6, 32, 16, 4, 0.25, loss=NormalisedMSE()),
     "toy-bn": CNN((8, 8, 12, 12), pools=(1, 3), size=12, channels=3, norm=True),
     "toy-library": GPT(4, 32, 16, 4, 0.5, candidates=4, dropout=0.1),
-    "vgg6": CNN((32, 64, 64, 64, 128, 128), pools=(1, 3), size=28, channels=1, batch=64),
+    "vgg6": CNN((64, 64, 64, 64, 128, 128), pools=(1, 3), size=28, channels=1, batch=64),
     "gpt12": GPT(12, 192, 64, 6, 0.25, batch=16),
     "gpt12-library": GPT(12, 192, 64, 6, 0.25, batch=16, candidates=4),
 }

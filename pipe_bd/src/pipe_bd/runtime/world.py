@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from shorthaul.errors import UserError
 
+from pipe_bd.runtime.allocator import keep_pages
+
 
 @dataclass
 class World:
@@ -74,7 +76,8 @@ def join(device: str) -> World:
     """Join the process group that torchrun describes, or be alone.
 
     Args:
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu" or "cuda". On the CPU this process's allocator is told to keep its
+            pages (:mod:`pipe_bd.runtime.allocator`).
 
     Raises:
         UserError: CUDA was asked for and is not there.
@@ -93,6 +96,8 @@ def join(device: str) -> World:
     place = torch.device("cuda", local) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(place)
+    else:
+        keep_pages()
     if size == 1:
         return World(0, 1, place)
     if not dist.is_initialized():
