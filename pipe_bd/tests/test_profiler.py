@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shorthaul.errors import UserError
 from torch import nn
 
 from pipe_bd.api import clone
@@ -17,10 +18,10 @@ from pipe_bd.source import tensor_source
 from pipe_bd.verify import compare
 
 
-def profile(task: Task, trials: int = 2, **options: object) -> Profile:
+def profile(task: Task, trials: int = 2, together: int = 0, **options: object) -> Profile:
     freeze(task, "eval")
     given = Options(**{"device": "cpu", **options})  # type: ignore[arg-type]
-    return measure(task, join("cpu"), check(task), given, trials=trials)
+    return measure(task, join("cpu"), check(task), given, trials=trials, together=together)
 
 
 def test_what_can_be_known_exactly_is(tmp_path: Path) -> None:
@@ -92,3 +93,23 @@ def test_early_ends_do_not_shorten_the_measurement() -> None:
     found = profile(task, trials=4)
     assert all(b.samples is not None and len(b.samples.student_s[1]) == 4 for b in found.blocks)
     assert sum(b.student_s[1] for b in found.blocks) > 0
+
+
+@pytest.mark.parametrize("together", [1, 4, 6])
+def test_blocks_may_take_turns_in_smaller_groups(together: int) -> None:
+    whole, parts = profile(build("toy-vgg")), profile(build("toy-vgg"), together=together)
+    for a, b in zip(whole.blocks, parts.blocks, strict=True):
+        assert (a.name, a.memory_bytes, a.activation_bytes) == (
+            b.name,
+            b.memory_bytes,
+            b.activation_bytes,
+        )
+
+
+def test_blocks_that_do_not_fit_together_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("pipe_bd.profiler.BlockTrainer.backward", full)
+    with pytest.raises(UserError, match=r"blocks 0 to 3 .* pipe-bd profile --together 2"):
+        profile(build("toy-vgg"), together=4)

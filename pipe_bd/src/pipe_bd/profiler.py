@@ -15,13 +15,14 @@ import copy
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from shorthaul.errors import UserError
+from torch import Tensor, nn
 
 from pipe_bd.blocks import BlockPair, Boundary, Task
 from pipe_bd.counters import Clock, Counters
@@ -29,9 +30,10 @@ from pipe_bd.options import Options
 from pipe_bd.plan import row_ranges
 from pipe_bd.profile import BlockProfile, LinkProfile, Profile, Samples
 from pipe_bd.rng import moment
-from pipe_bd.runtime.trainer import BlockTrainer, Share, autocast
+from pipe_bd.runtime.trainer import BlockTrainer, Share, autocast, finish_sum, start_sum
 from pipe_bd.runtime.world import World
 
+WARM_UP = 3  # the allocator and the caches need some steps to settle
 NO_LINK = LinkProfile(latency_s=0.0, bytes_per_s=1e12)
 
 
@@ -78,16 +80,25 @@ def measure(
     *,
     trials: int = 5,
     groups: Sequence[int] | None = None,
+    together: int = 0,
 ) -> Profile:
     """Profile every block; all ranks call it and get the same profile.
+
+    Blocks are measured in turn, teacher after teacher and then student after student as in a run: a
+    block measured over and over would find its weights in a cache that a run has long filled with
+    others'.
 
     Args:
         task: the job, frozen.
         world: the ranks to measure on.
         boundaries: x_0 … x_B.
         options: of the run that is being planned.
-        trials: timed repetitions, after one that is dropped.
+        trials: timed repetitions, after :data:`WARM_UP` that are dropped.
         groups: group sizes; None takes 1 … min(devices, batch size).
+        together: blocks that take turns and lie on the device at once; 0 takes all.
+
+    Raises:
+        UserError: the blocks that take turns do not fit on a device.
     """
     batch = task.source.batch_size
     sizes = list(groups or range(1, min(options.devices, batch) + 1))
@@ -103,13 +114,21 @@ def measure(
     carry = {k: v.to(device) for k, v in raw.carry.items()}
     with autocast(options.precision, device):
         x = task.enter(replace(raw, x=raw.x.to(device)))
-    blocks = []
-    for index, pair in enumerate(task.pairs):
+    session = _Session(task, world, boundaries, options, trials, sizes)
+    blocks: list[BlockProfile] = []
+    count = together or len(task.pairs)
+    for first in range(0, len(task.pairs), count):
+        window = range(first, min(first + count, len(task.pairs)))
         world.barrier()
-        block, x = _measure_block(
-            task, index, pair, x, carry, world, boundaries, options, trials, sizes
-        )
-        blocks.append(block)
+        try:
+            measured, x = session.window(window, x, carry)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"blocks {window.start} to {window.stop - 1} with their students do not fit on "
+                f"{device} together: measure fewer at a time, pipe-bd profile --together "
+                f"{max(1, count // 2)}, and give the profile to the run"
+            ) from error
+        blocks += measured
     link = (
         _measure_link(world, max(b.bytes(batch) for b in boundaries), trials)
         if world.size > 1
@@ -134,130 +153,174 @@ def _environment(world: World) -> dict[str, Any]:
     }
 
 
-def _measure_block(
-    task: Task,
-    index: int,
-    pair: BlockPair,
-    x: Tensor,
-    carry: dict[str, Tensor],
-    world: World,
-    boundaries: Sequence[Boundary],
-    options: Options,
-    trials: int,
-    sizes: Sequence[int],
-) -> tuple[BlockProfile, Tensor]:
-    device, batch = world.device, task.source.batch_size
-    teacher = pair.teacher.to(device)
-    counters = Counters()
-    students = {
-        n: replace(
-            c,
-            module=copy.deepcopy(c.module),
-            target_loss=None,
-            steps=0 if c.steps == 0 else None,  # a block that stays as it is costs no training
-        )
-        for n, c in pair.candidates.items()
-    }
-    twin = replace(pair, students=students)
-    samples: dict[str, dict[int, list[float]]] = {"teacher": {}, "student": {}}
-    updates: list[float] = []
-    memory: dict[int, int] = {}
-    outputs: Tensor | None = None
-    for g in sizes:
-        rows = row_ranges(batch, g)[0][1]
-        trainer = BlockTrainer(
-            twin,
-            index,
+@dataclass
+class _Subject:
+    """A block under measurement: its students are copies."""
+
+    pair: BlockPair
+    index: int
+    teacher: nn.Module
+    samples: dict[str, dict[int, list[float]]] = field(
+        default_factory=lambda: {"teacher": {}, "student": {}}
+    )
+    updates: list[float] = field(default_factory=list)
+    memory: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, task: Task, index: int, device: torch.device) -> _Subject:
+        pair = task.pairs[index]
+        students = {
+            n: replace(
+                c,
+                module=copy.deepcopy(c.module),
+                target_loss=None,
+                steps=0 if c.steps == 0 else None,  # a block that stays as it is costs no training
+            )
+            for n, c in pair.candidates.items()
+        }
+        return cls(replace(pair, students=students), index, pair.teacher.to(device))
+
+    def trainer(self, rows: int, device: torch.device, options: Options) -> BlockTrainer:
+        return BlockTrainer(
+            self.pair,
+            self.index,
             Share(0, rows, rows),
             device,
             seed=options.seed,
             precision=options.precision,
             sync_batchnorm=False,
-            clock=Clock(counters, None),
+            clock=Clock(Counters(), None),
         )
-        part = x[:rows]
-        side = task.side_inputs(part, {k: v[:rows] for k, v in carry.items()})[index]
-        times: list[tuple[float, float, float]] = []
-        kept = [0]
-        for trial in range(trials + 1):
-            with (
-                torch.no_grad(),
-                moment(options.seed, pair.name, "", trial, 0),
-                autocast(options.precision, device),
-            ):
-                t0 = _now(device)
-                y = teacher(part, **side).contiguous()
-                t1 = _now(device)
-            if trial == 0:
-                with _saved_bytes(kept):
-                    trainer.backward(part, y, side, trial)
-            else:
-                trainer.backward(part, y, side, trial)
-            t2 = _now(device)
-            trainer.update()
-            t3 = _now(device)
-            times.append((t1 - t0, t2 - t1, t3 - t2))
-        everyone = [t for rank in world.gather(times[1:]) for t in rank]
-        samples["teacher"][g] = [t[0] for t in everyone]
-        samples["student"][g] = [t[1] for t in everyone]
-        updates += [t[2] for t in everyone]
-        weights = _bytes(p for s in trainer.students for p in s.module.parameters())
-        relayed = (options.depth + 1) * boundaries[index].bytes(rows)
-        memory[g] = (
-            _bytes(teacher.parameters())
-            + 2 * weights
-            + _optimizer_bytes(trainer)
-            + kept[0]
-            + relayed
+
+    def gradients(self) -> list[Tensor]:
+        """Zeros in the shapes of what a group sums."""
+        return [
+            torch.zeros_like(p)
+            for c in self.pair.candidates.values()
+            for p in c.module.parameters()
+            if p.requires_grad and c.steps != 0
+        ]
+
+    def profile(self, allreduce: dict[int, float], out: int, *, single: bool) -> BlockProfile:
+        median = statistics.median
+        teacher, student = self.samples["teacher"], self.samples["student"]
+        return BlockProfile(
+            name=self.pair.name,
+            teacher_s={g: median(v) for g, v in teacher.items()},
+            student_s={g: median(v) for g, v in student.items()},
+            allreduce_s=allreduce,
+            update_s=median(self.updates),
+            activation_bytes=out,
+            memory_bytes=self.memory,
+            max_group=1 if single else None,
+            samples=Samples(
+                teacher_s={g: tuple(v) for g, v in teacher.items()},
+                student_s={g: tuple(v) for g, v in student.items()},
+                update_s=tuple(self.updates),
+            ),
         )
-        if g == sizes[0]:
-            outputs = y
-    assert outputs is not None
-    flat = sum(
-        p.numel() * p.element_size()
-        for c in pair.candidates.values()
-        for p in c.module.parameters()
-        if p.requires_grad and c.steps != 0
-    )
-    allreduce = {1: 0.0}
-    for g in sizes:
-        if g > 1:
-            allreduce[g] = _measure_allreduce(world, g, flat, trials)
-    median = statistics.median
-    single = options.batchnorm == "one-device" and pair.has_training_batchnorm()
-    profile = BlockProfile(
-        name=pair.name,
-        teacher_s={g: median(v) for g, v in samples["teacher"].items()},
-        student_s={g: median(v) for g, v in samples["student"].items()},
-        allreduce_s=allreduce,
-        update_s=median(updates),
-        activation_bytes=boundaries[index + 1].bytes(batch),
-        memory_bytes=memory,
-        max_group=1 if single else None,
-        samples=Samples(
-            teacher_s={g: tuple(v) for g, v in samples["teacher"].items()},
-            student_s={g: tuple(v) for g, v in samples["student"].items()},
-            update_s=tuple(updates),
-        ),
-    )
-    return profile, outputs
 
 
-def _measure_allreduce(world: World, g: int, nbytes: int, trials: int) -> float:
-    """Seconds to all-reduce a block's gradients over the first g ranks.
+@dataclass(frozen=True)
+class _Session:
+    """What all windows share; see :func:`measure`."""
+
+    task: Task
+    world: World
+    boundaries: Sequence[Boundary]
+    options: Options
+    trials: int
+    sizes: Sequence[int]
+
+    def window(
+        self, blocks: range, x: Tensor, carry: dict[str, Tensor]
+    ) -> tuple[list[BlockProfile], Tensor]:
+        """Profiles of some blocks, and the boundary that leaves them."""
+        batch = self.task.source.batch_size
+        subjects = [_Subject.of(self.task, index, self.world.device) for index in blocks]
+        leaving: list[Tensor] = []
+        for g in self.sizes:
+            rows = row_ranges(batch, g)[0][1]
+            part = x[:rows]
+            side = self.task.side_inputs(part, {k: v[:rows] for k, v in carry.items()})
+            leaving.append(self._take_turns(subjects, g, part, side))
+        profiles = []
+        for subject in subjects:
+            gradients = subject.gradients()
+            allreduce = {1: 0.0}
+            for g in self.sizes:
+                if g > 1:
+                    allreduce[g] = _measure_allreduce(self.world, g, gradients, self.trials)
+            out = self.boundaries[subject.index + 1].bytes(batch)
+            limited = self.options.batchnorm == "one-device"
+            single = limited and subject.pair.has_training_batchnorm()
+            profiles.append(subject.profile(allreduce, out, single=single))
+        return profiles, leaving[0]
+
+    def _take_turns(self, subjects: Sequence[_Subject], g: int, x: Tensor, side: Any) -> Tensor:
+        """Step all blocks on a g-th of the batch; all ranks' times become samples."""
+        device, rows = self.world.device, x.shape[0]
+        trainers = [s.trainer(rows, device, self.options) for s in subjects]
+        kept = [[0] for _ in subjects]
+        teacher: list[list[float]] = [[] for _ in subjects]
+        student: list[list[float]] = [[] for _ in subjects]
+        update: list[list[float]] = [[] for _ in subjects]
+        for trial in range(WARM_UP + self.trials):
+            xs = [x]
+            for n, subject in enumerate(subjects):
+                start = _now(device)
+                xs.append(self._teach(subject, xs[-1], side, trial))
+                teacher[n].append(_now(device) - start)
+            for n, (subject, trainer) in enumerate(zip(subjects, trainers, strict=True)):
+                start = _now(device)
+                with _saved_bytes(kept[n]) if trial == 0 else nullcontext():
+                    trainer.backward(xs[n], xs[n + 1], side[subject.index], trial)
+                middle = _now(device)
+                trainer.update()
+                student[n].append(middle - start)
+                update[n].append(_now(device) - middle)
+        for n, (subject, trainer) in enumerate(zip(subjects, trainers, strict=True)):
+            mine = [times[n][WARM_UP:] for times in (teacher, student, update)]
+            everyone = list(zip(*self.world.gather(mine), strict=True))
+            subject.samples["teacher"][g] = [t for rank in everyone[0] for t in rank]
+            subject.samples["student"][g] = [t for rank in everyone[1] for t in rank]
+            subject.updates += [t for rank in everyone[2] for t in rank]
+            weights = _bytes(p for s in trainer.students for p in s.module.parameters())
+            subject.memory[g] = (
+                _bytes(subject.teacher.parameters())
+                + 2 * weights
+                + _optimizer_bytes(trainer)
+                + kept[n][0]
+                + (self.options.depth + 1) * self.boundaries[subject.index].bytes(rows)
+            )
+        return xs[-1]
+
+    def _teach(self, subject: _Subject, x: Tensor, side: Any, trial: int) -> Tensor:
+        with (
+            torch.no_grad(),
+            moment(self.options.seed, subject.pair.name, "", trial, 0),
+            autocast(self.options.precision, self.world.device),
+        ):
+            y: Tensor = subject.teacher(x, **side[subject.index]).contiguous()
+            return y
+
+
+def _measure_allreduce(world: World, g: int, tensors: Sequence[Tensor], trials: int) -> float:
+    """Seconds to sum a block's gradients over the first g ranks, with the copies a run makes.
 
     The same number on all ranks.
     """
     group = world.group(range(g))
     times = []
-    if world.rank < g:
-        flat = torch.zeros(max(1, nbytes // 4), device=world.device)
-        for _ in range(trials + 1):
+    if world.rank < g and tensors:
+        for _ in range(WARM_UP + trials):
             dist.barrier(group=group)
             start = _now(world.device)
-            dist.all_reduce(flat, group=group)
+            sums = start_sum(tensors, group)
+            finish_sum(sums)
             times.append(_now(world.device) - start)
-    return statistics.median([t for rank in world.gather(times[1:]) for t in rank])
+    everyone = [t for rank in world.gather(times[WARM_UP:]) for t in rank]
+    return statistics.median(everyone) if everyone else 0.0
 
 
 def _measure_link(world: World, nbytes: int, trials: int) -> LinkProfile:

@@ -24,6 +24,8 @@ class ProfileCommand(ModelFlags, Common):
     """Processes that measure together; group sizes 1 to this many."""
     trials: int = 5
     """Timed repetitions."""
+    together: int = 0
+    """Blocks measured in turn and held on a device at once; 0 takes all."""
     batchnorm: Literal["one-device", "sync", "local"] = "one-device"
     """Whether blocks with BatchNorm may be split."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -36,17 +38,25 @@ class ProfileCommand(ModelFlags, Common):
 
         if self.trials < 1:
             raise UserError(f"--trials {self.trials}: use 1 or more")
+        if self.together < 0:
+            raise UserError(f"--together {self.together}: use 0 or more")
         task = self.build(self.seed)
         options = Options(
             devices=self.devices, seed=self.seed, batchnorm=self.batchnorm, device=self.device
         )
         profile = run_ranks(
-            measure_here, self.devices, task, options, self.trials, threads=self.threads
+            measure_here,
+            self.devices,
+            task,
+            options,
+            self.trials,
+            self.together,
+            threads=self.threads,
         )
         emit(profile.to_dict(), self.json, table(profile))
 
 
-def measure_here(task: Task, options: Options, trials: int) -> Profile:
+def measure_here(task: Task, options: Options, trials: int, together: int = 0) -> Profile:
     """Measure on the ranks of this process group."""
     from pipe_bd.blocks import check, freeze
     from pipe_bd.profiler import measure
@@ -54,7 +64,7 @@ def measure_here(task: Task, options: Options, trials: int) -> Profile:
 
     world = join(options.device)
     freeze(task, "eval")
-    return measure(task, world, check(task), options, trials=trials)
+    return measure(task, world, check(task), options, trials=trials, together=together)
 
 
 def table(profile: Profile) -> str:

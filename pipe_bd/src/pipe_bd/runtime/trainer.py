@@ -8,7 +8,7 @@ the same operations in the same order on a block and differ only in when and whe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,34 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     """The autocast context of a precision; nothing for "full"."""
     dtype = AUTOCAST.get(precision)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+# All-reduces under way: the work, the flat buffer, and the tensors that it is to be copied into.
+Sums = list[tuple[dist.Work, Tensor, list[Tensor]]]
+
+
+def start_sum(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> Sums:
+    """Start one all-reduce per element type over all tensors."""
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for t in tensors:
+        by_type.setdefault(t.dtype, []).append(t)
+    sums = []
+    for same in by_type.values():
+        flat = torch.cat([t.reshape(-1) for t in same])
+        work = dist.all_reduce(flat, group=group, async_op=True)
+        assert work is not None
+        sums.append((work, flat, same))
+    return sums
+
+
+def finish_sum(sums: Sums) -> None:
+    """Wait for the all-reduces and copy their results into the tensors."""
+    for work, flat, tensors in sums:
+        work.wait()
+        offset = 0
+        for t in tensors:
+            t.copy_(flat[offset : offset + t.numel()].view_as(t))
+            offset += t.numel()
 
 
 @dataclass(frozen=True)
@@ -128,9 +156,7 @@ class BlockTrainer:
             self.students.append(
                 _Student(name, module, spec, optimizer, lrs, scaler, finished=finished)
             )
-        self.pending: (
-            tuple[list[_Student], list[tuple[dist.Work, Tensor, list[Tensor]]], int] | None
-        ) = None
+        self.pending: tuple[list[_Student], Sums, int] | None = None
 
     @property
     def finished(self) -> bool:
@@ -185,12 +211,7 @@ class BlockTrainer:
         self.pending = None
         if sums:
             with self.clock.span("allreduce_wait", step=step, block=self.index):
-                for work, flat, tensors in sums:
-                    work.wait()
-                    offset = 0
-                    for t in tensors:
-                        t.copy_(flat[offset : offset + t.numel()].view_as(t))
-                        offset += t.numel()
+                finish_sum(sums)
         with self.clock.span("update", f"{self.pair.name} update", step=step, block=self.index):
             for student in students:
                 self._step(student, step)
@@ -204,24 +225,18 @@ class BlockTrainer:
             self._count_allreduce(norm)
         return norm
 
-    def _start_sum(self, students: list[_Student]) -> list[tuple[dist.Work, Tensor, list[Tensor]]]:
+    def _start_sum(self, students: list[_Student]) -> Sums:
         """Start one all-reduce per element type over all candidates' gradients and losses."""
         if self.share.group is None:
             return []
-        by_type: dict[torch.dtype, list[Tensor]] = {}
+        tensors: list[Tensor] = []
         for student in students:
-            for p in student.parameters_with_grad():
-                assert p.grad is not None
-                by_type.setdefault(p.grad.dtype, []).append(p.grad)
+            tensors += [p.grad for p in student.parameters_with_grad() if p.grad is not None]
             assert student.loss is not None
-            by_type.setdefault(student.loss.dtype, []).append(student.loss)
-        sums = []
-        for tensors in by_type.values():
-            flat = torch.cat([t.reshape(-1) for t in tensors])
-            work = dist.all_reduce(flat, group=self.share.group, async_op=True)
-            assert work is not None
+            tensors.append(student.loss)
+        sums = start_sum(tensors, self.share.group)
+        for _, flat, _ in sums:
             self._count_allreduce(flat)
-            sums.append((work, flat, tensors))
         return sums
 
     def _ring_bytes(self, flat: Tensor) -> float:
