@@ -23,8 +23,8 @@ setup-demo:
 build: setup ## recompile the C++ modules in place
 	@ci/build
 
-demo: setup-demo ## each artifact's headline claims on real input, the claims table, the report
-	@$(PYTHON_BIN) ci/reproduce.py headline $(SCALE)
+demo: setup-demo ## each artifact's demo on real input, the claims table, the report
+	@$(PYTHON_BIN) ci/reproduce.py demo $(SCALE)
 	@$(PYTHON_BIN) ci/report.py --scale $(SCALE)
 
 test: setup ## lint and every test
@@ -53,13 +53,13 @@ data: ## real data as Debian packages, and what is there
 clean: ## builds, caches, stamps and the environment; runs/ and report/ stay
 	rm -rf build .stamps .mypy_cache .ruff_cache .pytest_cache $(VENV) $(foreach a,$(ARTIFACTS) common,$a/build)
 
-# pipe_bd            its headline claims and its report
+# pipe_bd            its demo and its report
 # pipe_bd-claims     all its experiments, gated
 # pipe_bd-test       its tests
 # pipe_bd-fig5       one experiment by its name, e.g. pipe_bd-virtual_devices SCALE=small
 define artifact_rules
 $(1): setup-demo
-	@$$(PYTHON_BIN) ci/reproduce.py headline $$(SCALE) $(1)
+	@$$(PYTHON_BIN) ci/reproduce.py demo $$(SCALE) $(1)
 	@$$(PYTHON_BIN) ci/report.py --scale $$(SCALE) $(1)
 
 .PHONY: $(1)-claims $(1)-test

@@ -1,8 +1,8 @@
 """Runs experiments through the artifacts' own command lines, then prints a PASS table.
 
-    ci/reproduce.py headline|all SCALE [ARTIFACT...]
+    ci/reproduce.py demo|all SCALE [ARTIFACT...]
 
-`headline` is the experiments that claims marked `headline` in claims.toml rest on. Every
+`demo` is the experiments that claims marked `demo` in claims.toml rest on. Every
 experiment is run even when one before it failed; its output is in build/reproduce/, and shown when
 it fails.
 """
@@ -62,10 +62,10 @@ def experiments(artifact: str, scale: str) -> dict[str, float | None]:
     }
 
 
-def headline(artifact: str) -> set[str]:
-    """The experiments its headline claims rest on."""
+def demo(artifact: str) -> set[str]:
+    """The experiments of its demo."""
     found = claims.load(ROOT / artifact / "claims.toml")
-    return {claim.experiment for claim in found if claim.headline and claim.experiment}
+    return {claim.experiment for claim in found if claim.demo and claim.experiment}
 
 
 def reproduce(artifact: str, experiment: str, scale: str, minutes: float | None) -> Outcome:
@@ -112,7 +112,7 @@ def table(outcomes: list[Outcome]) -> str:
 def main() -> int:
     """Runs what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("which", choices=("headline", "all"))
+    parser.add_argument("which", choices=("demo", "all"))
     parser.add_argument("scale", choices=get_args(claims.Scale))
     parser.add_argument("artifact", nargs="*", default=[])
     given = parser.parse_args()
@@ -123,8 +123,8 @@ def main() -> int:
     outcomes = []
     for artifact in given.artifact or known:
         chosen = experiments(artifact, given.scale)
-        if given.which == "headline":
-            wanted = headline(artifact)
+        if given.which == "demo":
+            wanted = demo(artifact)
             chosen = {name: minutes for name, minutes in chosen.items() if name in wanted}
         for name, minutes in chosen.items():
             outcomes.append(reproduce(artifact, name, given.scale, minutes))

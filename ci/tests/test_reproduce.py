@@ -36,7 +36,7 @@ paper = "-"
 experiment = "good"
 metric = "m"
 expect = {exact = 1}
-headline = true
+demo = true
 """
 
 
@@ -61,10 +61,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(ci_reproduce.main())
 
 
-def test_headline_runs_what_headline_claims_rest_on(
+def test_the_demo_runs_what_its_claims_rest_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "headline", "small") == 0
+    assert run(monkeypatch, "demo", "small") == 0
     out = capsys.readouterr().out
     assert "PASS  made_up good" in out
     assert "1 of 1 experiments ran" in out

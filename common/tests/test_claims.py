@@ -124,14 +124,24 @@ def load(tmp_path: Path, text: str) -> list[Claim]:
 def test_load_with_defaults(tmp_path: Path) -> None:
     (claim,) = load(tmp_path, CLAIM)
     assert claim.expect == Expect(min=3.0)
-    assert (claim.kind, claim.headline, claim.reproduced) == ("count", False, "real")
+    assert (claim.kind, claim.headline, claim.demo, claim.reproduced) == (
+        "count",
+        False,
+        False,
+        "real",
+    )
     assert claim.scales == ("smoke", "small", "paper")
 
 
 def test_load_with_everything(tmp_path: Path) -> None:
-    more = 'kind = "time"\nheadline = true\nscales = ["small"]\nreproduced = "virtual"\nwhy = "w"'
+    more = 'kind = "time"\nheadline = true\ndemo = true\nscales = ["small"]\nreproduced = "virtual"\nwhy = "w"'
     (claim,) = load(tmp_path, CLAIM + more)
-    assert (claim.kind, claim.headline, claim.scales) == ("time", True, ("small",))
+    assert (claim.kind, claim.headline, claim.demo, claim.scales) == (
+        "time",
+        True,
+        True,
+        ("small",),
+    )
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ class Claim:
         metric: Dotted path into the summary's `metrics`.
         paper: The paper's own figure, in words.
         kind: `count` and `quality` are gated hard; `time` is a ratio beside the A/A noise.
-        headline: Shown first, and run by the demo.
+        headline: Shown first, and in the README.
+        demo: Its experiment is run by `make demo`.
         scales: Scales at which it is gated.
         reproduced: How; `impossible` has no experiment, metric and expect.
         why: Why it is emulated or impossible.
@@ -95,6 +96,7 @@ class Claim:
     expect: Expect | None = None
     kind: Literal["count", "time", "quality"] = "count"
     headline: bool = False
+    demo: bool = False
     scales: tuple[Scale, ...] = SCALES
     reproduced: Literal["real", "virtual", "simulated", "impossible"] = "real"
     why: str = ""
