@@ -134,7 +134,8 @@ def test_load_with_defaults(tmp_path: Path) -> None:
 
 
 def test_load_with_everything(tmp_path: Path) -> None:
-    more = 'kind = "time"\nheadline = true\ndemo = true\nscales = ["small"]\nreproduced = "virtual"\nwhy = "w"'
+    more = 'kind = "time"\nheadline = true\ndemo = true\nscales = ["small"]\n'
+    more += 'reproduced = "virtual"\nwhy = "w"'
     (claim,) = load(tmp_path, CLAIM + more)
     assert (claim.kind, claim.headline, claim.demo, claim.scales) == (
         "time",

@@ -1,7 +1,7 @@
 """Measure what each block costs on the user's devices, for every group size, with real inputs.
 
-All ranks measure the same thing at the same time, so that devices which share memory or power are
-measured as they will run. All-reduces and links are measured with the process group that the run
+All ranks measure at the same time, each at another block, so that devices which share memory or
+power are measured as they will run. All-reduces and links are measured with the process group that the run
 will use. Students are copies: a profile changes nothing.
 
 On a CPU device with one thread the clock is the process's CPU time: a process that was preempted is
@@ -265,13 +265,20 @@ class _Session:
         teacher: list[list[float]] = [[] for _ in subjects]
         student: list[list[float]] = [[] for _ in subjects]
         update: list[list[float]] = [[] for _ in subjects]
+        xs = [x]
+        for subject in subjects:
+            xs.append(self._teach(subject, xs[-1], side, 0))
+        # Groups start at different blocks, like the stages of a pipeline: devices that share
+        # memory hardly ever compute the same block at the same time.
+        first = self.world.rank // g * g * len(subjects) // self.world.size
+        turns = [*range(first, len(subjects)), *range(first)]
         for trial in range(WARM_UP + self.trials):
-            xs = [x]
-            for n, subject in enumerate(subjects):
+            for n in turns:
                 start = _now(device)
-                xs.append(self._teach(subject, xs[-1], side, trial))
+                xs[n + 1] = self._teach(subjects[n], xs[n], side, trial)
                 teacher[n].append(_now(device) - start)
-            for n, (subject, trainer) in enumerate(zip(subjects, trainers, strict=True)):
+            for n in turns:
+                subject, trainer = subjects[n], trainers[n]
                 start = _now(device)
                 with _saved_bytes(kept[n]) if trial == 0 else nullcontext():
                     trainer.backward(xs[n], xs[n + 1], side[subject.index], trial)
