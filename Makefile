@@ -32,6 +32,7 @@ test: setup ## lint and every test
 
 kick-tires: setup-demo ## every experiment at scale smoke, a PASS table
 	@$(PYTHON_BIN) ci/reproduce.py all smoke
+	@$(PYTHON_BIN) ci/report.py --scale smoke --gate
 
 claims: setup-demo ## every experiment at scale small, then the gated claims decide; renders the tables
 	@$(PYTHON_BIN) ci/reproduce.py all $(SCALE)

@@ -52,9 +52,6 @@ packages() {
 
 artifacts() { packages | grep -vx common || true; }
 
-# The console script of an artifact: pipe_bd -> pipe-bd.
-cli_of() { printf '%s\n' "${1//_/-}"; }
-
 # The first Python that is new enough; PYTHON=... chooses one. Prints the interpreter itself, neither a version
 # manager's shim nor an active environment's link, or nothing.
 find_python() {

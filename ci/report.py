@@ -69,16 +69,21 @@ def checks(root: Path, artifact: str) -> str:
 
 
 def provenance(found: report.ArtifactReport) -> str:
-    """Where the found values come from, in a line."""
-    newest = max((run.summary() for run in found.runs), key=lambda record: record["ended"])
+    """Where the found values come from, in a line; every commit that is behind one of them."""
+    records = sorted((run.summary() for run in found.runs), key=lambda r: r["ended"], reverse=True)
+    newest = records[0]
     machine = newest["machine"]
     words = [
         f"{machine[key]}{unit}"
         for key, unit in (("cpu", ""), ("cores", " cores"))
         if machine.get(key) is not None
     ]
-    commit = (newest["commit"] or "no commit")[:12] + (" and changes" if newest["dirty"] else "")
-    return f"Newest run {newest['ended'][:10]}, commit {commit}; {', '.join(words)}.\n"
+    commits = dict.fromkeys(
+        (r["commit"] or "no commit")[:12] + (" and changes" if r["dirty"] else "") for r in records
+    )
+    plural = "commit" if len(commits) == 1 else "commits"
+    behind = ", ".join(commits)
+    return f"Newest run {newest['ended'][:10]}, {plural} {behind}; {', '.join(words)}.\n"
 
 
 def parts(root: Path, found: report.ArtifactReport) -> dict[str, str]:

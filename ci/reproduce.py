@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -116,6 +117,7 @@ def main() -> int:
     parser.add_argument("scale", choices=get_args(claims.Scale))
     parser.add_argument("artifact", nargs="*", default=[])
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds: run() ends what it started
     known = artifacts()
     for name in given.artifact:
         if name not in known:

@@ -122,6 +122,7 @@ std::vector<pipe_bd::Stage> make_stages(const pipe_bd::Profile& profile,
   int due = 0;
   for (const auto& [first, last, devices] : tuples) {
     require(first == due && last >= first, "stages: expected contiguous blocks from 0");
+    require(static_cast<std::size_t>(last) < profile.blocks, "stages: expected known blocks");
     require_devices(devices);
     stages.push_back({first, last, devices});
     due = last + 1;

@@ -8,6 +8,7 @@ from typing import Any
 from shorthaul.experiments import Series, Table
 
 from pipe_bd.bench import Bench
+from pipe_bd.plan import Plan
 
 # Read by eye off the bars of the authors' poster, ± 0.05: speed-up over DP on 4 GPUs.
 POSTER = {
@@ -35,9 +36,7 @@ OPTIMIZER = {"vgg6": "sgd", "gpt12": "adamw", "gpt12-library": "adamw", "toy-lib
 
 def shape(plan: Mapping[str, Any] | None) -> str:
     """A plan as "0-5x1|6-11x1"; "" for schedules that have none."""
-    if plan is None:
-        return ""
-    return "|".join(f"{s['first']}-{s['last']}x{s['devices']}" for s in plan["stages"])
+    return "" if plan is None else Plan.from_dict(plan).shape()
 
 
 def bench_table(result: Bench, id: str, title: str) -> Table:

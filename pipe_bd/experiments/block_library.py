@@ -48,9 +48,6 @@ def _worker(task: Task, names: list[str], repetitions: int, ranks: int) -> dict[
                     same = same and compare(single, alone(shared, name))[0]
             times[label].append(total)
             calls[label] = count
-            if repetitions == 1:
-                times["separate again"] = times["separate"]
-                break
     return {"times": times, "calls": calls, "same": same}
 
 

@@ -156,4 +156,5 @@ EXPERIMENT = Experiment(
         },
     },
     minutes={"smoke": 0.5, "small": 8},
+    gigabytes={"small": 4},
 )

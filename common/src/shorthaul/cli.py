@@ -87,8 +87,7 @@ def main(
     except KeyboardInterrupt:
         return _say(prog, "interrupted", 130)
     except BrokenPipeError:
-        # The reader left, as `| head` does. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _nobody_reads()
         return 0
     except Exception as error:
         if verbose:
@@ -225,16 +224,29 @@ def emit(obj: Any, json_path: Path | None, text: str | None = None) -> None:
     """
     document = json_module.dumps(atomic.plain(obj), indent=1, allow_nan=False)
     if json_path is not None and str(json_path) == "-":
-        print(document)
+        _print(document)
         if text is not None:  # standard output is the program's now
             print(text, file=sys.stderr)
         return
-    print(document if text is None else text)
-    if json_path is not None:
+    if json_path is not None:  # before anything is said: the reader may have left
         try:
             atomic.write_text(json_path, document + "\n")
         except OSError as error:
             raise UserError(f"--json {json_path}: cannot be written ({error.strerror})") from error
+    _print(document if text is None else text)
+
+
+def _print(text: str) -> None:
+    """Print; a reader that has left, as `| head` does, ends no command."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _nobody_reads()
+
+
+def _nobody_reads() -> None:
+    # Python would complain again when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def load_preset(

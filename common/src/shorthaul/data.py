@@ -142,7 +142,7 @@ def digits() -> tuple[Bytes, Bytes]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        fix = "pip install 'shorthaul-common[digits]'"
+        fix = "pip install scikit-learn"
         raise EnvironmentLack(f"scikit-learn is not installed; {fix}") from error
     found = load_digits()
     return found.images.astype(np.uint8), found.target.astype(np.uint8)

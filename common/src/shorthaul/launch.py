@@ -247,7 +247,7 @@ def _cause(folder: Path, failures: Mapping[int, Any]) -> ShorthaulError:
         return RankDied(rank, _exit(failure))
     entry = entries[0]
     for kind in (UserError, EnvironmentLack):
-        if entry["kind"] == kind.__name__:
+        if entry["exit_code"] == kind.exit_code:  # the class may be a package's own
             return kind(entry["message"])
     lines = entry["message"].strip().splitlines() or [""]
     return RankDied(entry["rank"], f"failed: {entry['kind']}: {lines[0]}")

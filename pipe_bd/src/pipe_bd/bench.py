@@ -108,6 +108,7 @@ def bench(
     profile: Profile | None = None,
     trials: int = 5,
     warm_up: bool = True,
+    threads: int = 1,
 ) -> Bench:
     """Run every entry once per repetition, A-B-C-A-B-C.
 
@@ -121,9 +122,10 @@ def bench(
         profile: to plan with; None measures one first, in the same process group.
         trials: of that measurement.
         warm_up: run one round first that is not counted.
+        threads: intra-operation threads of each rank.
     """
     rounds = Rounds(repetitions, warm_up, trials)
-    result: Bench = run_ranks(_worker, world, task, list(entries), rounds, profile)
+    result: Bench = run_ranks(_worker, world, task, list(entries), rounds, profile, threads=threads)
     return result
 
 

@@ -1,8 +1,8 @@
 """Measure what each block costs on the user's devices, for every group size, with real inputs.
 
 All ranks measure at the same time, each at another block, so that devices which share memory or
-power are measured as they will run. All-reduces and links are measured with the process group that the run
-will use. Students are copies: a profile changes nothing.
+power are measured as they will run. All-reduces and links are measured with the process group that
+the run will use. Students are copies: a profile changes nothing.
 
 On a CPU device with one thread the clock is the process's CPU time: a process that was preempted is
 not a slower block, and an all-reduce that overlaps computation costs what its transport threads

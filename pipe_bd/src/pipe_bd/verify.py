@@ -65,7 +65,7 @@ def composition_plan(blocks: int, groups: tuple[int, ...]) -> Plan:
     return Plan(tuple(Stage(a, b - 1, g) for a, b, g in stages))
 
 
-def verify(task: Task, world: int) -> dict[str, dict[str, Verdict]]:
+def verify(task: Task, world: int, threads: int = 1) -> dict[str, dict[str, Verdict]]:
     """Run every schedule, and every composition of the devices, against the reference.
 
     Students with BatchNorm share statistics over their group in the data-parallel forms.
@@ -73,11 +73,12 @@ def verify(task: Task, world: int) -> dict[str, dict[str, Verdict]]:
     Args:
         task: any task whose modules are float32 or float64.
         world: number of ranks.
+        threads: intra-operation threads of each rank.
 
     Returns:
         {"schedules": {name: verdict}, "compositions": {"2+1": verdict}}.
     """
-    return run_ranks(_worker, world, task)
+    return run_ranks(_worker, world, task, threads=threads)
 
 
 def _worker(task: Task) -> dict[str, dict[str, Verdict]]:

@@ -205,9 +205,7 @@ def need_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise EnvironmentLack(
-            "transformers is not installed; pip install 'shorthaul-pipe-bd[hf]'"
-        ) from error
+        raise EnvironmentLack("transformers is not installed; pip install transformers") from error
     return transformers
 
 

@@ -29,6 +29,7 @@ class BenchCommand(ModelFlags, Common):
         """Run, print a table, write every repetition as JSON."""
         from pipe_bd.bench import Entry, bench
         from pipe_bd.options import check_schedule
+        from pipe_bd.plan import Plan
         from pipe_bd.profile import Profile
 
         names = [s.strip() for s in self.schedules.split(",") if s.strip()]
@@ -41,7 +42,14 @@ class BenchCommand(ModelFlags, Common):
         given = None if self.profile is None else Profile.load(self.profile)
         again = f"{names[-1]} again"
         entries = [*(Entry(n, n) for n in dict.fromkeys(names)), Entry(again, names[-1])]
-        result = bench(self.build(self.seed), self.world, entries, self.reps, profile=given)
+        result = bench(
+            self.build(self.seed),
+            self.world,
+            entries,
+            self.reps,
+            profile=given,
+            threads=self.threads,
+        )
         noise = result.noise(names[-1], again)
         cpu, wall = result.medians("cpu_s"), result.medians("wall_s")
         lines = [
@@ -55,11 +63,7 @@ class BenchCommand(ModelFlags, Common):
         for name in cpu:
             counts, plan = result.counts[name], result.plans.get(name)
             sent = (counts["relay_bytes"] + counts["allreduce_bytes"]) / self.steps / 1024
-            shape = (
-                ""
-                if plan is None
-                else "|".join(f"{s['first']}-{s['last']}x{s['devices']}" for s in plan["stages"])
-            )
+            shape = "" if plan is None else Plan.from_dict(plan).shape()
             calls = counts["teacher_calls"] / self.steps
             lines.append(
                 f"  {name:<14} {cpu[name] * 1e3:>11.1f} {wall[name] * 1e3:>12.1f} {calls:>13.0f} "

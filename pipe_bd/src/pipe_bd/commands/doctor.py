@@ -37,7 +37,7 @@ def transformers() -> doctor.Check:
     """The optional Hugging Face adapter."""
     there = importlib.util.find_spec("transformers") is not None
     detail = "installed" if there else "not installed: no Hugging Face adapter"
-    return doctor.Check("transformers", there, detail, 'pip install "shorthaul-pipe-bd[hf]"')
+    return doctor.Check("transformers", there, detail, "pip install transformers")
 
 
 def gloo() -> doctor.Check:

@@ -44,7 +44,7 @@ class Verify(Common):
             dtype=self.dtype,
             optimizer=self.optimizer,
         )
-        verdicts = verify(task, self.world)
+        verdicts = verify(task, self.world, self.threads)
         document = {
             "model": self.model,
             "world": self.world,
