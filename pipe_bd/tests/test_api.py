@@ -120,14 +120,29 @@ X = torch.ones(12, 4)
             {"devices": 2, "plan": Plan.pipeline([1, 2, 3])},
             "needs 3 devices, but there are 2",
         ),
-        ({"devices": 9, "plan": Plan.joint(3, 9), "batch_size": 4}, "9 devices but a batch only 4"),
+        (
+            {"devices": 9, "plan": Plan.joint(3, 9), "batch_size": 4},
+            "split over 9 devices but have only 4 rows",
+        ),
         (
             {"devices": 2, "schedule": "dpu", "plan": Plan.joint(3, 2)},
             "schedule 'dpu' gives each stage one device, the plan has one of 2: use 'ahd'",
         ),
         (
             {"devices": 2, "schedule": "joint", "teacher_mode": "train"},
-            "the teacher is in train mode and the plan splits batches over 2 devices",
+            "the teacher is in train mode and batches are split over 2 devices",
+        ),
+        (
+            {"devices": 2, "schedule": "dp", "teacher_mode": "train"},
+            "the teacher is in train mode and batches are split over 2 devices",
+        ),
+        (
+            {"devices": 9, "schedule": "dp", "batch_size": 4},
+            "split over 9 devices but have only 4 rows",
+        ),
+        (
+            {"devices": 2, "plan": Plan((Stage(0, 2, 2),), blocks=("x", "y", "z"))},
+            r"the plan is for 3 blocks \(x, y, z\), the task has 3 blocks",
         ),
         ({"schedule": "ls", "assignment": (0, 1, 0)}, "must give one of 1 ranks for each of 3"),
         ({"schedule": "ls", "assignment": (0,)}, "must give one of 1 ranks for each of 3 blocks"),

@@ -168,3 +168,23 @@ def test_side_inputs_reach_every_block() -> None:
     bounds = check(Task(pairs, source, side=side))
     assert len(bounds) == 3
     assert seen[0].shape == (2, 3)
+
+
+def test_modules_may_be_anywhere() -> None:
+    # "meta" stands for a GPU, where a second run finds the modules of the first.
+    there = [pair(nn.Linear(4, 3), nn.Linear(4, 3), "a"), pair(nn.Linear(3, 2), nn.Linear(3, 2))]
+    for p in there:
+        p.teacher.to("meta")
+        p.student.to("meta")
+    assert [b.shape for b in check(task(*there, x=torch.ones(6, 4)))] == [(4,), (3,), (2,)]
+
+
+def test_weights_that_two_students_share_are_refused() -> None:
+    shared = nn.Linear(4, 4)
+    both = [pair(nn.Linear(4, 4), shared, "a"), pair(nn.Linear(4, 4), shared, "b")]
+    with pytest.raises(
+        UserError, match=r"of block 'b' shares weights with student .* of block 'a'"
+    ):
+        check(task(*both, x=torch.ones(6, 4)))
+    kept = [pair(nn.Linear(4, 4), Candidate(shared, steps=0), n) for n in "ab"]
+    check(task(*kept, x=torch.ones(6, 4)))

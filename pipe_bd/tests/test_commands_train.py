@@ -92,7 +92,7 @@ def test_a_teacher_in_train_mode_is_not_split(capsys: pytest.CaptureFixture[str]
     command = ["train", "--model", "toy-bn", "--schedule", "joint", "--devices", "2"]
     assert main([*command, "--teacher-mode", "train", "--batchnorm", "local"]) == 2
     line = said(capsys)
-    assert line.startswith("the teacher is in train mode and the plan splits batches over 2")
+    assert line.startswith("the teacher is in train mode and batches are split over 2")
     assert "teacher_mode 'eval'" in line
 
 
@@ -102,6 +102,24 @@ def test_export_needs_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     atomic.write_json(tmp_path / "task.json", {"version": 1})
     assert main(["export", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "describes no model" in said(capsys)
+
+
+def test_export_of_a_run_that_was_continued_waits_for_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main([*TRAIN, "--checkpoint", str(folder)]) == 0
+    capsys.readouterr()
+    first = folder / "block-0002" / "step-00000003.ckpt"
+    first.rename(first.with_name("step-00000004.ckpt"))
+    assert main(["export", "--checkpoint", str(folder), "--out", str(tmp_path / "o")]) == 2
+    assert "block 'block2' stands at step 4, the finished run ended at 3" in said(capsys)
+
+
+def test_what_cannot_be_planned_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--model", "toy-vgg", "--devices", "2", "--memory-gb", "1e-6"]
+    assert main(command) == 2  # found by a rank, after it has measured
+    assert said(capsys).startswith("no plan on 2 devices")
 
 
 def test_a_folder_that_cannot_be_made_is_named(

@@ -19,6 +19,7 @@ from pipe_bd.blocks import BlockPair, Task
 from pipe_bd.cli import main
 from pipe_bd.commands.export import parse_choice
 from pipe_bd.export import export, export_hf, export_weights, load_weights
+from pipe_bd.models import build
 from pipe_bd.source import tensor_source
 from pipe_bd.stitch import stitch
 
@@ -228,6 +229,20 @@ def test_choices_on_the_command_line():
             parse_choice(bad)
 
 
+def test_a_link_stays_a_link(tmp_path):
+    task = build("toy-vgg", steps=2)
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "disk" / "real" / "old").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
+    export_weights(task, tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == ["real"]
+    assert sorted(p.name for p in (tmp_path / "disk" / "real").iterdir()) == [
+        "manifest.json",
+        "student.safetensors",
+    ]
+
+
 def test_train_then_export(tmp_path, capsys):
     save = tmp_path / "run"
     train = ["train", "--model", "toy-vgg", "--steps", "2", "--schedule", "sequential"]
@@ -238,4 +253,4 @@ def test_train_then_export(tmp_path, capsys):
     assert main(["export", "--checkpoint", str(save), "--out", str(tmp_path / "out")]) == 2
     assert "not empty" in capsys.readouterr().err
     assert main(["export", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "x")]) == 2
-    assert "task.json" in capsys.readouterr().err
+    assert "no finished run" in capsys.readouterr().err

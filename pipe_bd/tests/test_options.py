@@ -24,7 +24,7 @@ from pipe_bd.plan import Plan
         ({"precision": "fp8"}, "precision 'fp8' is unknown"),
         ({"device": "tpu"}, "device 'tpu' is unknown"),
         ({"resume": True}, "resume needs a checkpoint folder"),
-        ({"deadline_s": 1}, "deadline_s 1 is too short"),
+        ({"deadline_s": 1}, "deadline_s \\(--deadline\\) is 1, too short"),
         ({"schedule": "joint", "plan": Plan.joint(2, 1)}, "schedule 'joint' takes no plan"),
         ({"schedule": "ls", "plan": Plan.joint(2, 1)}, "schedule 'ls' takes no plan"),
     ],

@@ -103,7 +103,6 @@ def test_the_rest_of_an_epoch_is_dropped_and_order_can_be_kept() -> None:
         [0, 1, 2, 3],
     ]
     assert tensor_source(torch.arange(10), 4).steps == 2
-    assert source.rows(0) == 4
 
 
 def test_augmentation_differs_by_epoch_and_row_and_seed() -> None:
@@ -299,4 +298,6 @@ def test_sources_are_made_from_what_users_have() -> None:
     assert make([torch.ones(3), torch.ones(3)]).load(0, 0, 2).x.shape == (2, 3)
     assert make([torch.ones(3, 1), torch.ones(3, 1)], None).steps == 2
     own = tensor_source(torch.ones(4), 2)
-    assert make(own) is own
+    assert make(own, None) is own
+    with pytest.raises(UserError, match="batch_size belongs to the source"):
+        make(own)

@@ -5,7 +5,9 @@ The one call behind the command line, scripts under torchrun and scripts without
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from shorthaul.errors import UserError
+from shorthaul.errors import ShorthaulError, UserError
 from torch import Tensor, nn
 
 from pipe_bd import planner
@@ -83,6 +85,10 @@ def distill(
         RankDied: a rank was killed or failed; the others have been ended.
     """
     if isinstance(pairs, Task):
+        extra = {"data": data, "batch_size": batch_size, "steps": steps, "entry": entry}
+        for name, value in {**extra, "side": side}.items():
+            if value is not None:
+                raise UserError(f"{name} belongs to the Task: give it there, or blocks and data")
         task = pairs
     else:
         source = as_source(data, batch_size=batch_size, steps=steps, seed=seed)
@@ -98,6 +104,8 @@ def distill(
     early = _plan_without_measuring(task, chosen)
     if early is not None:
         validate(task, early, chosen)
+    elif chosen.schedule == "dp":
+        check_split(task, devices, chosen)
     result, states = run_ranks(
         _worker, devices, task, chosen, profile, memory_bytes, threads=threads
     )
@@ -116,8 +124,14 @@ def _world_size() -> int:
 def _worker(task: Task, options: Options, profile: Profile | None, memory_bytes: int | None) -> Any:
     result = run_here(task, options, profile, memory_bytes)
     return result, {
-        p.name: {n: c.module.state_dict() for n, c in p.candidates.items()} for p in task.pairs
+        p.name: {n: _on_cpu(c.module.state_dict()) for n, c in p.candidates.items()}
+        for p in task.pairs
     }
+
+
+def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    # The caller's students are where the caller put them: their new weights carry no device.
+    return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()}
 
 
 def run_here(
@@ -196,13 +210,20 @@ def _train(
     context = Context(task, options, world, boundaries)
     world.barrier()
     wall, cpu = time.perf_counter(), time.process_time()
-    if plan is not None:
-        pipeline.run(context, plan)
-    elif options.schedule == "dp":
-        blockwise.run_dp(context)
-    else:
-        assert assignment is not None
-        blockwise.run_ls(context, assignment)
+    try:
+        if plan is not None:
+            pipeline.run(context, plan)
+        elif options.schedule == "dp":
+            blockwise.run_dp(context)
+        else:
+            assert assignment is not None
+            blockwise.run_ls(context, assignment)
+    except BaseException:
+        with contextlib.suppress(ShorthaulError):  # the first error is the one to tell
+            context.close()
+        raise
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
     report = {
         "rank": world.rank,
         "cpu_s": time.process_time() - cpu,
@@ -246,6 +267,7 @@ def _decide(
     if options.schedule == "dp":
         if n != world.size:
             raise UserError(f"dp uses every rank: ask for {world.size} devices, not {n}")
+        check_split(task, n, options)
         return None, None
     early = _plan_without_measuring(task, options)
     if early is not None:
@@ -259,9 +281,15 @@ def _decide(
         return None, options.assignment
     if profile is None:
         profile = measure(task, world, boundaries, options)
-    if len(profile.blocks) != blocks:
+    if [b.name for b in profile.blocks] != [p.name for p in task.pairs]:
         raise UserError(
-            f"the profile has {len(profile.blocks)} blocks, the task {blocks}: profile this task"
+            f"the profile is of {_listed([b.name for b in profile.blocks])}, the task has "
+            f"{_listed([p.name for p in task.pairs])}: profile this task"
+        )
+    if profile.batch != task.source.batch_size:
+        raise UserError(
+            f"the profile was measured with batches of {profile.batch} rows, the task has "
+            f"{task.source.batch_size}: profile this batch size"
         )
     if options.schedule == "ls":
         owner = {
@@ -296,23 +324,42 @@ def validate(task: Task, plan: Plan, options: Options) -> None:
     stuck = options.batchnorm == "one-device"
     limits = [1 if stuck and p.has_training_batchnorm() else None for p in task.pairs]
     plan.validate(len(task.pairs), options.devices, limits)
-    widest = max(s.devices for s in plan.stages)
-    if widest > task.source.batch_size:
+    names = [p.name for p in task.pairs]
+    if plan.blocks and list(plan.blocks) != names:
         raise UserError(
-            f"a stage has {widest} devices but a batch only {task.source.batch_size} rows: use a "
-            "larger batch"
+            f"{plan.source} is for {_listed(plan.blocks)}, the task has {_listed(names)}: plan "
+            "from a profile of this task"
         )
+    widest = max(s.devices for s in plan.stages)
+    check_split(task, widest, options)
     if options.schedule in ("tr", "dpu") and widest > 1:
         raise UserError(
             f"schedule {options.schedule!r} gives each stage one device, the plan has one of "
             f"{widest}: use 'ahd'"
         )
-    if widest > 1 and options.teacher_mode == "train":
+
+
+def check_split(task: Task, devices: int, options: Options) -> None:
+    """Check that batches may be split over this many devices.
+
+    Raises:
+        UserError: there are fewer rows than devices, or the teacher is in train mode.
+    """
+    if devices > task.source.batch_size:
         raise UserError(
-            f"the teacher is in train mode and the plan splits batches over {widest} devices: its "
-            "targets would depend on the "
-            "split; use teacher_mode 'eval' or groups of one"
+            f"batches are split over {devices} devices but have only {task.source.batch_size} "
+            "rows: use a larger batch"
         )
+    if devices > 1 and options.teacher_mode == "train":
+        raise UserError(
+            f"the teacher is in train mode and batches are split over {devices} devices: its "
+            "targets would depend on the split; use teacher_mode 'eval' or groups of one"
+        )
+
+
+def _listed(blocks: Sequence[str]) -> str:
+    names = [*blocks[:3], "…"] if len(blocks) > 4 else blocks
+    return f"{len(blocks)} blocks ({', '.join(names)})"
 
 
 def _roles(
@@ -342,8 +389,22 @@ def _fingerprint(task: Task, options: Options) -> dict[str, Any]:
         "batch": task.source.batch_size,
         "data": task.source.fingerprint(),
         "precision": options.precision,
+        "batchnorm": options.batchnorm,
+        "teacher mode": options.teacher_mode,
         "candidates": [sorted(p.candidates) for p in task.pairs],
+        "losses": [type(p.objective).__name__ for p in task.pairs],
+        "teacher": _digest([p.teacher for p in task.pairs]),
     }
+
+
+def _digest(modules: Sequence[torch.nn.Module]) -> str:
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            host = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(memoryview(host.numpy()))
+    return digest.hexdigest()
 
 
 def clone(task: Task) -> Task:

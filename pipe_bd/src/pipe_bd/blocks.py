@@ -226,6 +226,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _call(module: nn.Module, x: Tensor, side: Mapping[str, Any], what: str) -> Tensor:
+    x, side = _to_device_of(module, x), _to_device_of(module, dict(side))
     version = x._version
     try:
         with _evaluating(module):
@@ -244,6 +245,40 @@ def _call(module: nn.Module, x: Tensor, side: Mapping[str, Any], what: str) -> T
             "operation out of place (e.g. ReLU(inplace=False))"
         )
     return out
+
+
+def _to_device_of(module: nn.Module, value: Any) -> Any:
+    """Tensors, also inside of containers, where the module's weights are.
+
+    After a run on a GPU they are there.
+    """
+    weight = next(iter([*module.parameters(), *module.buffers()]), None)
+    if weight is None:
+        return value
+    if isinstance(value, Tensor):
+        return value.to(weight.device)
+    if isinstance(value, Batch):
+        return Batch(_to_device_of(module, value.x), _to_device_of(module, dict(value.carry)))
+    if isinstance(value, dict):
+        return {k: _to_device_of(module, v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_to_device_of(module, v) for v in value)
+    return value
+
+
+def _refuse_shared(task: Task) -> None:
+    """Devices train copies: a weight that two students share would be trained apart."""
+    owners: dict[int, str] = {}
+    for pair in task.pairs:
+        for name, candidate in pair.candidates.items():
+            mine = f"student {name!r} of block {pair.name!r}"
+            for p in candidate.module.parameters():
+                other = owners.setdefault(id(p), mine)
+                if other != mine and p.requires_grad and candidate.steps != 0:
+                    raise UserError(
+                        f"{mine} shares weights with {other}: give each a copy "
+                        "(copy.deepcopy), blocks are trained apart"
+                    )
 
 
 def _shape(x: Tensor) -> str:
@@ -267,9 +302,11 @@ def check(task: Task, precision: AbstractContextManager[Any] | None = None) -> l
         UserError: naming the block and both shapes where a student's output differs from its
             teacher's, or the block that rejects its input.
     """
-    rows = min(2, task.source.rows(0))
-    batch = task.source.load(0, 0, rows)
-    with torch.random.fork_rng(), torch.no_grad(), precision or nullcontext():
+    _refuse_shared(task)
+    batch = task.source.load(0, 0, min(2, task.source.batch_size))
+    first = task.pairs[0].teacher if task.entry is None else task.entry
+    batch = _to_device_of(first, batch)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), precision or nullcontext():
         x = task.enter(batch)
         side = task.side_inputs(x, batch.carry)
         boundaries = [Boundary(tuple(x.shape[1:]), x.dtype)]

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from shorthaul.trace import Tracer
@@ -78,5 +79,11 @@ class Clock:
 
 
 def peak_rss_bytes() -> int:
-    """Peak resident memory of this process."""
+    """Peak resident memory of this process.
+
+    Linux hands ru_maxrss on to a process that is started from this one; VmHWM begins anew.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

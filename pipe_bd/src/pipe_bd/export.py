@@ -54,7 +54,7 @@ def export(
 
 def _atomically(directory: Path | str, overwrite: bool, fill: Callable[[Path], None]) -> Path:
     """Let ``fill`` write into a temporary sibling folder, then put it in its place."""
-    target = Path(directory)
+    target = Path(directory).resolve()  # what a link leads to is replaced, not the link
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file: name a folder to export to")
     if target.exists() and any(target.iterdir()) and not overwrite:
@@ -75,7 +75,11 @@ def _atomically(directory: Path | str, overwrite: bool, fill: Callable[[Path], N
         if target.exists():
             old = target.parent / f".{target.name}.{os.getpid()}.old"
             os.rename(target, old)
-            os.rename(fresh, target)
+            try:
+                os.rename(fresh, target)
+            except OSError:
+                os.rename(old, target)
+                raise
             shutil.rmtree(old)
         else:
             os.rename(fresh, target)
@@ -259,9 +263,8 @@ def export_hf(
             for pattern in _TOKENIZER:
                 for path in task.directory.glob(pattern):
                     shutil.copy2(path, folder / path.name)
-        implementation = (
-            model.config._attn_implementation
-        )  # a choice of the process, not part of what is saved
+        # A choice of the process, not part of what is saved.
+        implementation = model.config._attn_implementation
         with quiet():
             again = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, dtype=model.dtype, attn_implementation=implementation

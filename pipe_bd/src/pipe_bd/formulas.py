@@ -1,6 +1,4 @@
-"""What every schedule must do per run, in closed form (sections 1.3–1.6.
-
-Notes, checks 3, 4 and 15).
+"""What every schedule must do per run, in closed form (notes, 1.3–1.6, checks 3, 4 and 15).
 
 The counters of a run are compared with these to the last call, row and byte.
 """

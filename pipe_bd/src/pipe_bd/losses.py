@@ -126,9 +126,9 @@ def as_loss(loss: Loss | Callable[[Tensor, Tensor], Tensor]) -> Loss:
 
 
 def relative_error(output: Tensor, target: Tensor) -> float:
-    """MSE / variance of the target, the figure to log per block (0 is perfect.
+    """MSE / variance of the target: the figure to log per block.
 
-    1 predicts the mean).
+    0 is perfect, 1 predicts the mean.
     """
     with torch.no_grad():
         variance = target.double().var(unbiased=False)

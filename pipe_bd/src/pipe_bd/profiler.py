@@ -287,19 +287,20 @@ class _Session:
                 student[n].append(middle - start)
                 update[n].append(_now(device) - middle)
         for n, (subject, trainer) in enumerate(zip(subjects, trainers, strict=True)):
-            mine = [times[n][WARM_UP:] for times in (teacher, student, update)]
-            everyone = list(zip(*self.world.gather(mine), strict=True))
+            times = [rows_of[n][WARM_UP:] for rows_of in (teacher, student, update)]
+            everyone = list(zip(*self.world.gather(times), strict=True))
             subject.samples["teacher"][g] = [t for rank in everyone[0] for t in rank]
             subject.samples["student"][g] = [t for rank in everyone[1] for t in rank]
             subject.updates += [t for rank in everyone[2] for t in rank]
             weights = _bytes(p for s in trainer.students for p in s.module.parameters())
-            subject.memory[g] = (
+            mine = (
                 _bytes(subject.teacher.parameters())
                 + 2 * weights
                 + _optimizer_bytes(trainer)
                 + kept[n][0]
                 + (self.options.depth + 1) * self.boundaries[subject.index].bytes(rows)
             )
+            subject.memory[g] = max(self.world.gather(mine))  # all must plan alike
         return xs[-1]
 
     def _teach(self, subject: _Subject, x: Tensor, side: Any, trial: int) -> Tensor:

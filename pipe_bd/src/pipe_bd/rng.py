@@ -71,8 +71,7 @@ def step_generator(purpose: str = "path") -> torch.Generator:
     """A CPU generator shared by all members of a group at this (block, candidate, step).
 
     A supernet samples its path with this one: every row range of the batch must take the same path.
-        Dropout draws from torch's
-    default generator instead, which also depends on the row range.
+    Dropout draws from torch's default generator instead, which also depends on the row range.
     """
     generator = torch.Generator()
     generator.manual_seed(derive(_now.seed, purpose, _now.block, _now.candidate, _now.step))

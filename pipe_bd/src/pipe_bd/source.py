@@ -33,14 +33,10 @@ class Batch:
 
 
 class BatchSource(Protocol):
-    """A finite sequence of batches with random access by step."""
+    """A finite sequence of batches of one size with random access by step."""
 
     steps: int
     batch_size: int
-
-    def rows(self, step: int) -> int:
-        """Rows in batch ``step``."""
-        ...
 
     def load(self, step: int, lo: int, hi: int) -> Batch:
         """Rows [lo, hi) of batch ``step``."""
@@ -101,11 +97,6 @@ class IndexedSource:
         if self.steps <= 0:
             raise UserError(f"{self.steps} steps leave nothing to train on: use 1 or more")
         self._order: tuple[int, Tensor] | None = None
-
-    def rows(self, step: int) -> int:
-        """Rows in batch ``step``: always the batch size."""
-        del step
-        return self.batch_size
 
     def order(self, epoch: int) -> Tensor:
         """Row numbers of one epoch, shape (length,)."""
@@ -258,11 +249,6 @@ class StreamSource:
         self._next, self._index = self._next + 1, self._index + 1
         return self._last
 
-    def rows(self, step: int) -> int:
-        """Rows in batch ``step``: a stream must keep its batch size."""
-        del step
-        return self.batch_size
-
     def load(self, step: int, lo: int, hi: int) -> Batch:
         """Rows [lo, hi) of batch ``step``."""
         if step < self._next - 1:
@@ -314,6 +300,9 @@ def as_source(data: Any, *, batch_size: int | None, steps: int | None, seed: int
         UserError: the data is empty, of an unknown kind, or the batch size is missing.
     """
     if hasattr(data, "load") and hasattr(data, "fingerprint"):
+        for name, value in (("batch_size", batch_size), ("steps", steps)):
+            if value is not None:
+                raise UserError(f"{name} belongs to the source: make it with {name}={value}")
         return data
     if isinstance(data, Tensor) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         if len(data) == 0:

@@ -1,5 +1,6 @@
 """A resumed run ends bit by bit where an uninterrupted one does, whatever was saved of it."""
 
+import dataclasses
 import math
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from shorthaul.errors import UserError
 
 from pipe_bd.api import clone, run_here
 from pipe_bd.blocks import Task
+from pipe_bd.losses import MSE
 from pipe_bd.models import build
 from pipe_bd.options import Options
 from pipe_bd.plan import Plan, Stage
@@ -228,3 +230,39 @@ def test_a_loss_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     result = run_here(_diverging(4), Options(schedule="sequential", device="cpu"))
     assert not math.isfinite(result.losses["block2"]["student"][3])
     assert all(math.isfinite(v) for v in result.losses["block1"]["student"].values())
+
+
+def test_a_diverged_block_costs_the_others_nothing(tmp_path: Path) -> None:
+    task = build("toy-vgg", steps=2)
+    with torch.no_grad():
+        next(task.pairs[0].student.parameters()).fill_(math.nan)
+    with pytest.raises(UserError, match="block 'block0': the loss or a weight"):
+        run_here(task, Options(schedule="sequential", device="cpu", checkpoint_dir=tmp_path))
+    written = sorted(p.parent.name for p in tmp_path.glob("block-*/step-00000002.ckpt"))
+    assert written == [f"block-{i:04d}" for i in range(1, 6)]
+
+
+def test_what_was_queued_is_written_when_a_step_fails(tmp_path: Path) -> None:
+    task = build("toy-vgg", steps=4)
+    load = task.source.load
+    task.source.load = lambda step, lo, hi: load(step, lo, hi - (step == 3))  # type: ignore[method-assign]
+    options = Options(
+        schedule="sequential", device="cpu", checkpoint_dir=tmp_path, checkpoint_every=1
+    )
+    with pytest.raises(UserError, match="9 rows for rows 0 to 9 of step 3: every batch must have"):
+        run_here(task, options)
+    assert len(list(tmp_path.glob("block-*/step-00000003.ckpt"))) == 6
+
+
+@pytest.mark.parametrize("what", ["teacher", "loss"])
+def test_another_teacher_or_loss_is_refused(what: str, tmp_path: Path) -> None:
+    options = Options(schedule="sequential", device="cpu", checkpoint_dir=tmp_path)
+    run_here(build("toy-gpt", steps=2), options)
+    other = build("toy-gpt", steps=2)
+    if what == "teacher":
+        with torch.no_grad():
+            next(other.pairs[5].teacher.parameters())[0] += 1
+    else:
+        other.pairs = [dataclasses.replace(p, loss=MSE()) for p in other.pairs]
+    with pytest.raises(UserError, match=f"resume with the same {what}"):
+        run_here(other, dataclasses.replace(options, resume=True))

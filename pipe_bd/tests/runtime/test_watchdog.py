@@ -1,13 +1,15 @@
 """Silence ends a run, by name; a run that ends well is not silence. Two real ranks."""
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 from shorthaul.launch import RankDied
 
-from pipe_bd.runtime.watchdog import Watchdog
+from pipe_bd.runtime.watchdog import Watchdog, _end
 from pipe_bd.runtime.world import join
 
 ROLES = ["stage 0: a to b", "stage 1: c to d", "idle"]
@@ -50,3 +52,13 @@ def _lose_the_store() -> None:
 def test_ranks_of_another_machine_notice_that_rank_0_is_gone(ranks: Any) -> None:
     with pytest.raises(RankDied, match=r"rank 0 failed: Lost: its connection closed \(stage 0"):
         ranks(_lose_the_store, 2)
+
+
+def test_what_a_rank_said_itself_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHORTHAUL_ERROR_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    (tmp_path / "rank0.json").write_text("its own words")
+    for rank in (0, 1):
+        _end(rank, "stage", "its connection closed")
+    assert (tmp_path / "rank0.json").read_text() == "its own words"
+    assert "its connection closed" in (tmp_path / "rank1.json").read_text()

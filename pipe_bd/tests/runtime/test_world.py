@@ -37,19 +37,23 @@ def test_cuda_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 def test_ranks_that_share_a_machine_choose_the_same_back_end(
     gpus: int, kind: str, local: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen: list[str] = []
+    chosen: list[object] = []
     for name, value in {"RANK": local, "WORLD_SIZE": 2, "LOCAL_RANK": local}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch.distributed, "init_process_group", chosen.append)
+    monkeypatch.setattr(
+        torch.distributed,
+        "init_process_group",
+        lambda back_end, timeout: chosen.append((back_end, timeout)),
+    )
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: local)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(world, "_world", None)
     monkeypatch.setattr(world, "_of", None)
     assert join("auto").size == 2
-    assert chosen == [kind]
+    assert chosen == [(kind, world.PATIENCE)]
 
 
 def test_a_group_of_one_needs_no_process_group() -> None:

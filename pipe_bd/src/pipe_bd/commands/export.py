@@ -42,7 +42,7 @@ class Export(Common):
                 f"{self.checkpoint / 'task.json'} describes no model: give the folder of `pipe-bd "
                 "train --checkpoint`"
             )
-        states = checkpoint.load_students(self.checkpoint)
+        states = checkpoint.load_students(self.checkpoint, described["options"].get("steps"))
         task = models.build(described["model"], **described["options"])
         check_choice(task, choice)
         for pair in task.pairs:

@@ -225,6 +225,7 @@ def build_fashion(
         steps=steps,
         seed=seed,
         identity=f"fashion-{len(data.train)}",
+        threaded=True,
     )
     pairs = []
     for i, block in enumerate(teacher):

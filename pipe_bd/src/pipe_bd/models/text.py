@@ -176,6 +176,7 @@ def distillation(
         steps=steps,
         seed=seed,
         identity=f"text-{tuple(rows.shape)}-{int(rows.sum())}",
+        threaded=True,
     )
     return from_hf(
         model,

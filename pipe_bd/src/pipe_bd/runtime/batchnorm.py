@@ -43,6 +43,9 @@ class _SumOverGroup(torch.autograd.Function):
 def _forward(
     bn: nn.modules.batchnorm._BatchNorm, x: Tensor, group: dist.ProcessGroup, count: Count
 ) -> Tensor:
+    given = x.dtype
+    if x.dtype.itemsize < 4:  # a count of rows soon exceeds what half precision can hold
+        x = x.float()
     dims = [d for d in range(x.dim()) if d != 1]
     shape = [1, -1] + [1] * (x.dim() - 2)
     rows = x.new_tensor([float(x.numel() // x.shape[1])])
@@ -62,7 +65,7 @@ def _forward(
     y = centred * torch.rsqrt(variance + bn.eps).view(shape)
     if bn.affine:
         y = y * bn.weight.view(shape) + bn.bias.view(shape)
-    return y
+    return y.to(given)
 
 
 @contextmanager

@@ -180,20 +180,31 @@ def newest_path(root: Path, index: int) -> Path | None:
     return _path(root, index, steps[-1]) if steps else None
 
 
-def load_students(root: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def load_students(root: Path, step: int | None = None) -> dict[str, dict[str, dict[str, Any]]]:
     """Trained weights of every block: {block: {candidate: state_dict}}.
 
+    Args:
+        root: the checkpoint folder.
+        step: where every block must stand; None takes each block's newest.
+
     Raises:
-        UserError: the folder is no checkpoint, a file is damaged, or a block has none.
+        UserError: the folder is no checkpoint, a file is damaged, or a block has none or stands
+            elsewhere.
     """
     manifest = atomic.read_json(root / "manifest.json")
     if not isinstance(manifest, dict) or not isinstance(manifest.get("blocks"), list):
         raise UserError(f"{root / 'manifest.json'} is not a pipe-bd checkpoint manifest")
     students = {}
     for index, name in enumerate(manifest["blocks"]):
-        state = newest(root, index)
-        if state is None:
+        steps = _steps(root, index)
+        if not steps:
             raise UserError(f"{root} holds no checkpoint of block {name!r}: finish the run first")
+        if step is not None and steps[-1] != step:
+            raise UserError(
+                f"{root}: block {name!r} stands at step {steps[-1]}, the finished run ended at "
+                f"{step}: finish it with --resume"
+            )
+        state = read(_path(root, index, steps[-1]), index)
         students[name] = {candidate: saved["module"] for candidate, saved in state.items()}
     return students
 

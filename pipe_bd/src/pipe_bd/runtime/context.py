@@ -135,6 +135,11 @@ class Context:
         """Read rows [lo, hi) of a batch from the source, counted."""
         with self.clock.span("data", step=step):
             batch = self.task.source.load(step, lo, hi)
+        if len(batch.x) != hi - lo:
+            raise UserError(
+                f"the data gave {len(batch.x)} rows for rows {lo} to {hi - 1} of step {step}: "
+                f"every batch must have {self.batch} rows (drop_last=True)"
+            )
         self.counters.loader_reads += 1
         self.counters.loader_rows += len(batch.x)
         return batch
@@ -142,7 +147,18 @@ class Context:
     def enter(self, batch: Batch) -> Tensor:
         """First boundary of a raw batch."""
         with autocast(self.options.precision, self.world.device):
-            return self.task.enter(batch).to(self.boundaries[0].dtype)
+            x = self.task.enter(batch).to(self.boundaries[0].dtype)
+        self._same_shape(x, 0, "the input")
+        return x
+
+    def _same_shape(self, x: Tensor, boundary: int, what: str) -> None:
+        """Receivers post buffers of the first batch's shape; another one would be misread."""
+        expected = self.boundaries[boundary].shape
+        if tuple(x.shape[1:]) != expected:
+            raise UserError(
+                f"{what} has rows of shape {tuple(x.shape[1:])}, those of the first batch "
+                f"were {expected}: pad or crop all batches to one shape"
+            )
 
     def teach(self, index: int, x: Tensor, side: Mapping[str, Any], step: int, lo: int) -> Tensor:
         """Run teacher block ``index``: x_index → x_{index+1}, without gradients, counted."""
@@ -159,6 +175,7 @@ class Context:
             y: Tensor = pair.teacher(x, **side).to(self.boundaries[index + 1].dtype).contiguous()
         self.counters.teacher_calls[pair.name] += 1
         self.counters.teacher_rows[pair.name] += len(x)
+        self._same_shape(y, index + 1, f"at step {step} the output of block {pair.name!r}")
         if x._version != version:
             raise UserError(
                 f"teacher of block {pair.name!r} changes its input in place: the boundary is "
@@ -201,20 +218,31 @@ class Context:
         if broken is not None:
             raise UserError(
                 f"block {self.task.pairs[index].name!r}: the loss or a weight of {broken!r} is not "
-                f"finite at step {step}: lower its learning rate; the last good checkpoint is kept"
+                f"finite at step {step}: lower its learning rate; what was saved before is kept"
             )
         self._saved[index] = step
         self.writer.submit(index, step, self.trainers[index].state())
 
     def finish(self) -> None:
-        """Write the last checkpoints and the trace."""
+        """Write the last checkpoints and the trace; a diverged block costs no other its own."""
+        diverged: UserError | None = None
         for index in self.trainers:
-            self.done(index)
-        if self.writer is not None:
-            self.writer.close()
+            try:
+                self.done(index)
+            except UserError as error:
+                diverged = diverged or error
+        self.close()
+        if diverged is not None:
+            raise diverged
         if self.tracer is not None:
             assert self.options.trace_dir is not None
             self.tracer.write(self.options.trace_dir / f"rank-{self.world.rank}.trace.json")
+
+    def close(self) -> None:
+        """Wait for the checkpoints that are under way."""
+        if self.writer is not None:
+            writer, self.writer = self.writer, None
+            writer.close()
 
 
 class Prefetcher:

@@ -1,10 +1,11 @@
 """Signs of life between ranks.
 
-A rank that dies or hangs ends all others, by name, within the deadline.
+A rank that dies or is stopped ends all others, by name, within the deadline.
 
 On one machine torchrun already ends the others when a process exits. This covers what it cannot
-see: a hung or stopped rank, and ranks under another machine's agent. It uses a store and a thread
-of its own, so it beats while the main thread computes or waits.
+see: a stopped rank, and ranks under another machine's agent. It uses a store and a thread of its
+own, so it beats while the main thread computes or waits; a module that computes forever is not
+missed.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ def _end(rank: int, role: str, why: str) -> None:
             "at": time.time(),
             "trace": "",
         }
+        path = Path(folder) / f"rank{rank}.json"
         with contextlib.suppress(OSError):
-            atomic.write_json(Path(folder) / f"rank{rank}.json", entry)
+            if not path.exists():  # it may have said itself why it left
+                atomic.write_json(path, entry)
     os._exit(EXIT_LOST)
 
 

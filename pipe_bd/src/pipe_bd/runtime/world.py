@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ import torch.distributed as dist
 from shorthaul.errors import UserError
 
 from pipe_bd.runtime.allocator import keep_pages
+
+# A rank that has nothing left to do waits for the others' last step, however long they train.
+# Whether they are alive is the watchdog's business, not that of torch's time-out.
+PATIENCE = timedelta(days=365)
 
 
 @dataclass
@@ -39,14 +44,14 @@ class World:
         if len(key) == 1:
             return None
         if key not in self._groups:
-            made = dist.new_group(list(key))
+            made = dist.new_group(list(key), timeout=PATIENCE)
             self._groups[key] = made if self.rank in key else None
         return self._groups[key]
 
     def control(self) -> dist.ProcessGroup | None:
         """A gloo group for small Python objects and barriers, whatever carries the tensors."""
         if self.size > 1 and self._control is None:
-            self._control = dist.new_group(backend="gloo")
+            self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
         return self._control
 
     def gather(self, item: Any) -> list[Any]:
@@ -101,7 +106,7 @@ def join(device: str) -> World:
     if size == 1:
         return World(0, 1, place)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if use_cuda else "gloo")
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=PATIENCE)
     if _world is None or _world.device != place or _of is not dist.group.WORLD:
         _world, _of = World(dist.get_rank(), dist.get_world_size(), place), dist.group.WORLD
     return _world
