@@ -91,8 +91,9 @@ def run(context: Context) -> Summary:
     measured: dict[str, int] = {}
     rows: list[list[Any]] = []
     for name, plan in plans.items():
+        given = None if name == "joint" else plan  # joint has but one
         grown = run_ranks(
-            _grown, 2, s["model"], context.seed, s["steps"], s["batch"], name, plan, profile
+            _grown, 2, s["model"], context.seed, s["steps"], s["batch"], name, given, profile
         )
         measured[name] = max(grown)
         planned = counted(profile, name, plan, 2)

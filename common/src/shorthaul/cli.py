@@ -121,6 +121,8 @@ def _dispatch(prog: str, version: str, about: str, commands: Commands, argv: lis
     threads = getattr(command, "threads", 1)
     if threads < 1:
         raise UserError(f"--threads {threads}: at least 1")
+    if getattr(command, "seed", 0) < 0:
+        raise UserError(f"--seed {command.seed}: use 0 or more")
     _check_output(getattr(command, "json", None))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:  # it read the variable when it was imported

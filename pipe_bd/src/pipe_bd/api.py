@@ -106,6 +106,8 @@ def distill(
         validate(task, early, chosen)
     elif chosen.schedule == "dp":
         check_split(task, devices, chosen)
+    if chosen.checkpoint_dir is not None:
+        _prepare(task, chosen)
     result, states = run_ranks(
         _worker, devices, task, chosen, profile, memory_bytes, threads=threads
     )
@@ -162,12 +164,7 @@ def _run(
         validate(task, plan, options)
     if options.checkpoint_dir is not None:
         if world.rank == 0:
-            checkpoint.prepare(
-                options.checkpoint_dir,
-                _fingerprint(task, options),
-                [p.name for p in task.pairs],
-                options.resume,
-            )
+            _prepare(task, options)
         world.barrier()
     watchdog = Watchdog(world, _roles(task, plan, assignment, world.size), options.deadline_s)
     try:
@@ -381,6 +378,12 @@ def _roles(
         else:
             roles.append("all blocks")
     return roles
+
+
+def _prepare(task: Task, options: Options) -> None:
+    assert options.checkpoint_dir is not None
+    names = [p.name for p in task.pairs]
+    checkpoint.prepare(options.checkpoint_dir, _fingerprint(task, options), names, options.resume)
 
 
 def _fingerprint(task: Task, options: Options) -> dict[str, Any]:

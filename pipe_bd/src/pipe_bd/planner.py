@@ -256,7 +256,7 @@ def _alone(block: BlockProfile, limit: int, memory_bytes: float | None) -> str |
 
 def _check(devices: int, memory_bytes: float | None) -> None:
     if isinstance(devices, bool) or not isinstance(devices, int) or not 1 <= devices <= 1 << 20:
-        raise UserError(f"--devices is {devices}: give 1 or more")
+        raise UserError(f"--devices is {devices}: give 1 to {1 << 20}")
     if memory_bytes is not None and not 0 < memory_bytes < float("inf"):
         raise UserError(f"--memory-gb is {memory_bytes / 1e9:g}: give a size above 0")
 

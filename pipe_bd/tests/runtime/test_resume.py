@@ -254,6 +254,24 @@ def test_what_was_queued_is_written_when_a_step_fails(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("block-*/step-00000003.ckpt"))) == 6
 
 
+def test_fewer_steps_than_were_taken_are_refused(tmp_path: Path) -> None:
+    options = Options(schedule="sequential", device="cpu", checkpoint_dir=tmp_path)
+    run_here(build("toy-vgg", steps=3), options)
+    files = sorted(tmp_path.rglob("*.ckpt"))
+    with pytest.raises(UserError, match="stands at step 3, the run would end at 2: give 3 steps"):
+        run_here(build("toy-vgg", steps=2), dataclasses.replace(options, resume=True))
+    assert sorted(tmp_path.rglob("*.ckpt")) == files
+
+
+def test_another_optimizer_is_refused(tmp_path: Path) -> None:
+    options = Options(schedule="sequential", device="cpu", checkpoint_dir=tmp_path)
+    run_here(build("toy-vgg", steps=2, optimizer="adamw"), options)
+    with pytest.raises(UserError, match="its optimizer was AdamW, now it is SGD; resume with the"):
+        run_here(
+            build("toy-vgg", steps=3, optimizer="sgd"), dataclasses.replace(options, resume=True)
+        )
+
+
 @pytest.mark.parametrize("what", ["teacher", "loss"])
 def test_another_teacher_or_loss_is_refused(what: str, tmp_path: Path) -> None:
     options = Options(schedule="sequential", device="cpu", checkpoint_dir=tmp_path)

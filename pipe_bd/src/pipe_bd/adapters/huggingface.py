@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from shorthaul.errors import EnvironmentLack, UserError
 from torch import Tensor, nn
 
@@ -249,7 +250,7 @@ def load_teacher(model: Any) -> tuple[Any, Path | None]:
             loaded = transformers.AutoModelForCausalLM.from_pretrained(
                 directory, local_files_only=True
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"{directory} cannot be loaded as a causal language model: {lines[0][:200]}"

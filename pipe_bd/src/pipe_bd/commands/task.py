@@ -61,5 +61,13 @@ class ModelFlags:
             raise UserError(f"--steps {self.steps}: use 1 or more")
         if self.batch is not None and self.batch < 1:
             raise UserError(f"--batch {self.batch}: use 1 or more")
+        if self.tokens < 1:
+            raise UserError(f"--tokens {self.tokens}: use 1 or more")
         described = self.describe(seed)
-        return models.build(described["model"], **described["options"])
+        try:
+            return models.build(described["model"], **described["options"])
+        except (RuntimeError, MemoryError) as error:
+            if self.batch is None:
+                raise
+            reason = str(error).splitlines()[0][:160]
+            raise UserError(f"--batch {self.batch} cannot be made here: {reason}") from error

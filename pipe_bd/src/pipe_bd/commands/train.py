@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -59,6 +60,8 @@ class Train(ModelFlags, Common):
         from pipe_bd.profile import Profile
 
         check_schedule(self.schedule)
+        if self.memory_gb is not None and not 0 < self.memory_gb < math.inf:
+            raise UserError(f"--memory-gb {self.memory_gb}: use a size above 0")
         plan = None if self.plan is None else Plan.load(self.plan)
         profile = None if self.profile is None else Profile.load(self.profile)
         task = self.build(self.seed)
@@ -110,8 +113,10 @@ def summary(result: Result) -> str:
     if result.plan is not None and len(result.ranks) > result.plan.devices_used:
         idle = len(result.ranks) - result.plan.devices_used
         where += f" ({idle} of {len(result.ranks)} devices stayed idle)"
+    taken = sorted({step for c in result.losses.values() for one in c.values() for step in one})
+    resumed = f" (from step {taken[0]})" if taken and taken[0] > 0 else ""
     lines.append(
-        f"{result.schedule}{where}: {result.steps} steps of {result.batch} rows in "
+        f"{result.schedule}{where}: {len(taken)} steps{resumed} of {result.batch} rows in "
         f"{result.wall_s:.1f} s, "
         f"busiest rank {result.busiest_cpu_s:.1f} CPU s, "
         f"{sum(result.total('teacher_calls').values())} teacher block calls, "

@@ -102,6 +102,12 @@ class Context:
             state = checkpoint.newest(options.checkpoint_dir, index)
             if state is not None:
                 self._load(trainer, state)
+                ahead = max(s.steps for s in trainer.students)
+                if ahead > self.steps:
+                    raise UserError(
+                        f"the checkpoint of block {pair.name!r} stands at step {ahead}, the run "
+                        f"would end at {self.steps}: give {ahead} steps or more (--steps)"
+                    )
         self.trainers[index] = trainer
         return trainer
 

@@ -299,6 +299,7 @@ class BlockTrainer:
                 "steps": s.steps,
                 "finished": s.finished,
                 "module": _to_cpu(s.module.state_dict()),
+                "optimizer_type": type(s.optimizer).__name__,
                 "optimizer": _to_cpu(s.optimizer.state_dict()),
                 "scaler": None if s.scaler is None else s.scaler.state_dict(),
             }
@@ -311,6 +312,9 @@ class BlockTrainer:
             if s.name not in state:
                 continue
             saved = state[s.name]
+            then, now = saved["optimizer_type"], type(s.optimizer).__name__
+            if then != now:
+                raise ValueError(f"its optimizer was {then}, now it is {now}")
             s.module.load_state_dict(saved["module"])
             s.optimizer.load_state_dict(saved["optimizer"])
             s.steps, s.finished = saved["steps"], saved["finished"]
