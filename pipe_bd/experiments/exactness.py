@@ -71,5 +71,5 @@ EXPERIMENT = Experiment(
             "steps": 8,
         },
     },
-    minutes={"smoke": 0.5, "small": 7},
+    minutes={"smoke": 0.5, "small": 8},
 )

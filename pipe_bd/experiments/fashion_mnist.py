@@ -139,6 +139,6 @@ EXPERIMENT = Experiment(
             "student_epochs": 10,
         },
     },
-    minutes={"smoke": 0.3, "small": 4, "paper": 240},
+    minutes={"smoke": 0.3, "small": 3, "paper": 240},
     needs={"paper": "hours of two CPU cores, or a GPU"},
 )

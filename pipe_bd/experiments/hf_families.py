@@ -161,5 +161,5 @@ EXPERIMENT = Experiment(
             "held_rows": 64,
         },
     },
-    minutes={"smoke": 0.3, "small": 1.5},
+    minutes={"smoke": 0.3, "small": 1},
 )

@@ -146,5 +146,5 @@ EXPERIMENT = Experiment(
         "smoke": {"model": "vgg6", "batch": 32, "steps": 2, "trials": 1},
         "small": {"model": "vgg6", "batch": 256, "steps": 3, "trials": 2},
     },
-    minutes={"smoke": 0.8, "small": 1.5},
+    minutes={"smoke": 0.8, "small": 1},
 )

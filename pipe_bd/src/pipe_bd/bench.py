@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shorthaul.progress import bar
 from shorthaul.stats import median, noise, paired_ratio
 
 from pipe_bd import planner
@@ -139,9 +140,12 @@ def _worker(task: Task, entries: list[Entry], rounds: Rounds, profile: Profile |
     for entry in entries:
         if entry.schedule == "ahd" and entry.plan is None:
             out.plans[entry.label] = planner.plan(profile, world.size).to_dict()
-    for counted in [False] * rounds.warm_up + [True] * rounds.counted:
-        for entry in entries:
-            _one(task, entry, profile, out, counted=counted)
+    passes = [False] * rounds.warm_up + [True] * rounds.counted
+    with bar(len(passes) * len(entries), "bench") as progress:
+        for counted in passes:
+            for entry in entries:
+                _one(task, entry, profile, out, counted=counted)
+                progress.update(1)
     return out
 
 
