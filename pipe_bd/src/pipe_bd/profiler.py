@@ -1,7 +1,7 @@
 """Measure what each block costs on the user's devices, for every group size, with real inputs.
 
-All ranks measure at the same time, each at another block, so that devices which share memory or
-power are measured as they will run. All-reduces and links are measured with the process group that
+One group of each size measures while the other ranks wait, so the figures are those of devices with
+their memory and power to themselves. All-reduces and links are measured with the process group that
 the run will use. Students are copies: a profile changes nothing.
 
 On a CPU device with one thread the clock is the process's CPU time: a process that was preempted is
@@ -258,27 +258,23 @@ class _Session:
         return profiles, leaving[0]
 
     def _take_turns(self, subjects: Sequence[_Subject], g: int, x: Tensor, side: Any) -> Tensor:
-        """Step all blocks on a g-th of the batch; all ranks' times become samples."""
+        """Step all blocks on a g-th of the batch; the first group's times become samples."""
         device, rows = self.world.device, x.shape[0]
         trainers = [s.trainer(rows, device, self.options) for s in subjects]
         kept = [[0] for _ in subjects]
         teacher: list[list[float]] = [[] for _ in subjects]
         student: list[list[float]] = [[] for _ in subjects]
         update: list[list[float]] = [[] for _ in subjects]
-        xs = [x]
-        for subject in subjects:
-            xs.append(self._teach(subject, xs[-1], side, 0))
-        # Groups start at different blocks, like the stages of a pipeline: devices that share
-        # memory hardly ever compute the same block at the same time.
-        first = self.world.rank // g * g * len(subjects) // self.world.size
-        turns = [*range(first, len(subjects)), *range(first)]
-        for trial in range(WARM_UP + self.trials):
-            for n in turns:
+        xs = [x] * (len(subjects) + 1)
+        # One group computes and the others wait: a stage's neighbours may well be idle, and devices
+        # of their own do not slow each other down.
+        rounds = WARM_UP + self.trials if self.world.rank < g else 1
+        for trial in range(rounds):
+            for n, subject in enumerate(subjects):
                 start = _now(device)
-                xs[n + 1] = self._teach(subjects[n], xs[n], side, trial)
+                xs[n + 1] = self._teach(subject, xs[n], side, trial)
                 teacher[n].append(_now(device) - start)
-            for n in turns:
-                subject, trainer = subjects[n], trainers[n]
+            for n, (subject, trainer) in enumerate(zip(subjects, trainers, strict=True)):
                 start = _now(device)
                 with _saved_bytes(kept[n]) if trial == 0 else nullcontext():
                     trainer.backward(xs[n], xs[n + 1], side[subject.index], trial)
@@ -286,6 +282,7 @@ class _Session:
                 trainer.update()
                 student[n].append(middle - start)
                 update[n].append(_now(device) - middle)
+        self.world.barrier()
         for n, (subject, trainer) in enumerate(zip(subjects, trainers, strict=True)):
             times = [rows_of[n][WARM_UP:] for rows_of in (teacher, student, update)]
             everyone = list(zip(*self.world.gather(times), strict=True))
