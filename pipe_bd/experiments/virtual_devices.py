@@ -155,6 +155,6 @@ EXPERIMENT = Experiment(
             "jitter_steps": 100,
         },
     },
-    minutes={"smoke": 0.5, "small": 8},
+    minutes={"smoke": 0.5, "small": 11},
     gigabytes={"small": 4},
 )
