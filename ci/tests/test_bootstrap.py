@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -48,6 +50,13 @@ def test_asks_only_for_what_is_missing(tmp_path: Path) -> None:
     wanted = done.stdout.split()
     assert "g++" in wanted
     assert {"git", "make", "python3", "shellcheck", "chromium"}.isdisjoint(wanted)
+
+
+@pytest.mark.parametrize("tier", ["demo", "test"])
+def test_looks_for_the_header_of_liburing(tmp_path: Path, tier: str) -> None:
+    wanted = bootstrap(bare_path(tmp_path / "bin"), tier).stdout.split()
+    there = any(Path(root, "include/liburing.h").exists() for root in ("/usr", "/usr/local"))
+    assert ("liburing-dev" in wanted) == (not there)
 
 
 def test_an_old_python_does_not_count(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ def test_common_checks_have_reasons_and_fixes() -> None:
     checks = {check.name: check for check in doctor.common()}
     assert {
         "python", "processor", "memory", "disk", "torch", "cuda", "compiler", "git",
-        "fashion-mnist", "root",
+        "fashion-mnist", "io_uring", "root",
     } == set(checks)  # fmt: skip
     for check in checks.values():
         assert check.detail

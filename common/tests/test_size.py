@@ -6,7 +6,8 @@ COMMON = Path(__file__).parents[1]
 
 
 def lines(*patterns: str) -> int:
-    files = [file for pattern in patterns for file in (COMMON / "src").rglob(pattern)]
+    found = [file for pattern in patterns for file in COMMON.rglob(pattern)]
+    files = [file for file in found if not {"tests", "build"} & set(file.relative_to(COMMON).parts)]
     return sum(len(file.read_text().splitlines()) for file in files)
 
 
@@ -15,4 +16,4 @@ def test_python_fits_its_budget() -> None:
 
 
 def test_cpp_fits_its_budget() -> None:
-    assert lines("*.cpp", "*.hpp", "*.h", "*.cu", "*.cuh") <= 1000
+    assert 0 < lines("*.cpp", "*.hpp", "*.h", "*.cu", "*.cuh") <= 1000

@@ -49,8 +49,17 @@ def common() -> list[Check]:
             f"{images} is {'there' if images.is_file() else 'missing'}",
             data.FASHION_MNIST_FIX,
         ),
+        _io_uring(),
         Check("root", root, "yes" if root else "no", "only system packages and networks need it"),
     ]
+
+
+def _io_uring() -> Check:
+    from shorthaul import uring  # a compiled module, for those that ask
+
+    reason = uring.unavailable_reason()
+    fix = "files are read by threads instead; in a container: docker/seccomp-io_uring.json"
+    return Check("io_uring", not reason, reason or "granted", fix)
 
 
 def _torch() -> list[Check]:
