@@ -1,0 +1,331 @@
+// The one file that knows Python. Checks shapes and types, gives the GIL back, calls the core.
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include "index.hpp"
+#include "packing.hpp"
+
+namespace py = pybind11;
+using namespace navis;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Ids = py::array_t<std::uint64_t, py::array::c_style>;
+using Release = py::gil_scoped_release;
+
+void check(bool holds, const std::string& what) {
+  if (!holds) throw Error(ErrorKind::bad_input, what);
+}
+
+// Rows of the index's own type, as bytes.
+const std::byte* rows_of(const py::array& array, const IndexOptions& options, std::size_t n) {
+  check(array.ndim() == 2 && (array.flags() & py::array::c_style),
+        "vectors are an array of n rows, C-contiguous");
+  check(static_cast<std::size_t>(array.shape(0)) == n, "as many ids as vectors are needed");
+  check(array.shape(1) == options.dim, "the vectors have " + std::to_string(array.shape(1)) +
+                                           " dimensions, the index has " +
+                                           std::to_string(options.dim));
+  check(static_cast<std::size_t>(array.itemsize()) == bytes_of(options.type),
+        "the vectors' type is not the index's");
+  return static_cast<const std::byte*>(array.data());
+}
+
+ProductQuantizer quantizer_of(const Floats& codebooks, std::size_t dim) {
+  check(codebooks.ndim() == 3 && codebooks.shape(1) == 256,
+        "codebooks are (subspaces, 256, width)");
+  return {dim, static_cast<std::size_t>(codebooks.shape(0)),
+          std::vector<float>(codebooks.data(), codebooks.data() + codebooks.size())};
+}
+
+std::size_t working_dim(const IndexOptions& options) {
+  return WorkingSpace(options.dim, options.type, options.metric, options.radius).dim();
+}
+
+// Called from several threads during a build; Python is asked now and then whether to go on.
+Progress progress_of(const py::object& callback) {
+  if (callback.is_none()) return {};
+  return [callback](std::size_t done, std::size_t total) {
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    return callback(done, total).cast<bool>();
+  };
+}
+
+void build(const std::filesystem::path& folder, const IndexOptions& options, const py::array& raw,
+           const Ids& ids, const Floats& codebooks, const BuildOptions& how,
+           const py::object& progress) {
+  const BuildData data{rows_of(raw, options, ids.size()), ids.data(),
+                       static_cast<std::size_t>(ids.size())};
+  const ProductQuantizer quantizer = quantizer_of(codebooks, working_dim(options));
+  const Progress report = progress_of(progress);
+  Release release;
+  Index::build(folder, options, data, quantizer, how, report);
+}
+
+py::tuple search(Index& index, const Floats& queries, const SearchOptions& options) {
+  check(queries.ndim() == 2 && queries.shape(1) == index.options().dim,
+        "the queries have " + std::to_string(queries.ndim() == 2 ? queries.shape(1) : 0) +
+            " dimensions, the index has " + std::to_string(index.options().dim));
+  check(options.k > 0 && options.threads > 0, "k and threads are 1 or more");
+  const py::ssize_t n = queries.shape(0), k = options.k;
+  Ids ids({n, k});
+  Floats distances({n, k}), micros({n});
+  {
+    const float* in = queries.data();
+    auto* out_ids = ids.mutable_data();
+    auto* out_distances = distances.mutable_data();
+    auto* out_micros = micros.mutable_data();
+    Release release;
+    index.search(in, static_cast<std::size_t>(n), options, out_ids, out_distances, out_micros);
+  }
+  return py::make_tuple(ids, distances, micros);
+}
+
+py::dict counters(Index& index) {
+  const Counters& c = index.store().counters;
+  py::dict out;
+#define NAVIS_COUNTER(name) out[#name] = c.name.load()
+  NAVIS_COUNTER(searches);
+  NAVIS_COUNTER(inserts);
+  NAVIS_COUNTER(deletes);
+  NAVIS_COUNTER(exhaustive_searches);
+  NAVIS_COUNTER(search_expansions);
+  NAVIS_COUNTER(seek_expansions);
+  NAVIS_COUNTER(search_edge_reads);
+  NAVIS_COUNTER(search_vector_reads);
+  NAVIS_COUNTER(search_read_bytes);
+  NAVIS_COUNTER(seek_edge_reads);
+  NAVIS_COUNTER(seek_vector_reads);
+  NAVIS_COUNTER(seek_read_bytes);
+  NAVIS_COUNTER(search_vectors);
+  NAVIS_COUNTER(seek_vectors);
+  NAVIS_COUNTER(search_shared);
+  NAVIS_COUNTER(seek_shared);
+  NAVIS_COUNTER(search_cached);
+  NAVIS_COUNTER(seek_cached);
+  NAVIS_COUNTER(flush_edge_pages);
+  NAVIS_COUNTER(flush_edge_writes);
+  NAVIS_COUNTER(flush_lists);
+  NAVIS_COUNTER(flush_vector_pages);
+  NAVIS_COUNTER(flush_vector_writes);
+  NAVIS_COUNTER(flush_reads);
+  NAVIS_COUNTER(absorbed_units);
+  NAVIS_COUNTER(absorbed_lists);
+  NAVIS_COUNTER(cleaned_units);
+  NAVIS_COUNTER(stale_retries);
+  NAVIS_COUNTER(checkpoints);
+  NAVIS_COUNTER(checkpoint_bytes);
+  NAVIS_COUNTER(entrance_promotions);
+  NAVIS_COUNTER(entrance_evictions);
+  NAVIS_COUNTER(entrance_reads);
+#undef NAVIS_COUNTER
+  const Stats s = index.stats();
+  out["wal_records"] = s.wal.records;
+  out["wal_payload_bytes"] = s.wal.payload_bytes;
+  out["wal_writes"] = s.wal.writes;
+  out["wal_written_bytes"] = s.wal.written_bytes;
+  out["wal_syncs"] = s.wal.syncs;
+  out["cache_hits"] = s.cache.hits;
+  out["cache_misses"] = s.cache.misses;
+  return out;
+}
+
+py::dict stats(Index& index) {
+  const Stats s = [&] {
+    Release release;
+    return index.stats();
+  }();
+  py::dict out;
+#define NAVIS_STAT(name) out[#name] = s.name
+  NAVIS_STAT(live);
+  NAVIS_STAT(deleted);
+  NAVIS_STAT(rows);
+  NAVIS_STAT(units);
+  NAVIS_STAT(units_used);
+  NAVIS_STAT(units_minimal);
+  NAVIS_STAT(unit_bytes);
+  NAVIS_STAT(per_unit);
+  NAVIS_STAT(pending_lists);
+  NAVIS_STAT(pending_vectors);
+  NAVIS_STAT(entrance_nodes);
+  NAVIS_STAT(entrance_evictions);
+  NAVIS_STAT(cache_entries);
+  NAVIS_STAT(cache_capacity);
+  NAVIS_STAT(table_bytes);
+  NAVIS_STAT(code_bytes);
+  NAVIS_STAT(entrance_bytes);
+  NAVIS_STAT(cache_bytes);
+  NAVIS_STAT(lane_bytes);
+  NAVIS_STAT(pending_bytes);
+  NAVIS_STAT(id_map_bytes);
+  NAVIS_STAT(next_lsn);
+  NAVIS_STAT(durable_lsn);
+  NAVIS_STAT(wal_bytes);
+  NAVIS_STAT(replayed_records);
+  NAVIS_STAT(dropped_wal_bytes);
+  NAVIS_STAT(files_bytes);
+  NAVIS_STAT(uring);
+  NAVIS_STAT(io_reason);
+#undef NAVIS_STAT
+  return out;
+}
+
+template <class E>
+void values(py::module_& m, const char* name, std::initializer_list<std::pair<const char*, E>> of) {
+  py::enum_<E> e(m, name);
+  for (const auto& [word, value] : of) e.value(word, value);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The engine of navis; navis.Index is its public face.";
+  static py::exception<Error> error(m, "Error", PyExc_RuntimeError);
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const Error& e) {
+      static constexpr const char* kinds[] = {"bad_input", "environment", "corrupt",
+                                              "io",        "no_space",    "closed"};
+      py::object raised = py::handle(error)(e.what());
+      raised.attr("kind") = kinds[static_cast<int>(e.kind())];
+      PyErr_SetObject(error.ptr(), raised.ptr());
+    }
+  });
+
+  values<DataType>(m, "DataType",
+                   {{"float32", DataType::float32},
+                    {"float16", DataType::float16},
+                    {"uint8", DataType::uint8},
+                    {"int8", DataType::int8}});
+  values<Metric>(
+      m, "Metric",
+      {{"l2", Metric::l2}, {"inner_product", Metric::inner_product}, {"cosine", Metric::cosine}});
+  values<Layout>(m, "Layout", {{"packed", Layout::packed}, {"selective", Layout::selective}});
+  values<EntranceMode>(m, "Entrance",
+                       {{"none", EntranceMode::none},
+                        {"fixed", EntranceMode::fixed},
+                        {"dynamic", EntranceMode::dynamic}});
+  values<CachePolicy>(
+      m, "CachePolicy",
+      {{"lfu", CachePolicy::lfu}, {"lru", CachePolicy::lru}, {"none", CachePolicy::none}});
+  values<Durability>(
+      m, "Durability",
+      {{"sync", Durability::sync}, {"group", Durability::group}, {"none", Durability::none}});
+  py::class_<IndexOptions>(m, "IndexOptions")
+      .def(py::init<>())
+      .def_readwrite("dim", &IndexOptions::dim)
+      .def_readwrite("type", &IndexOptions::type)
+      .def_readwrite("metric", &IndexOptions::metric)
+      .def_readwrite("layout", &IndexOptions::layout)
+      .def_readwrite("degree", &IndexOptions::degree)
+      .def_readwrite("insert_list", &IndexOptions::insert_list)
+      .def_readwrite("alpha", &IndexOptions::alpha)
+      .def_readwrite("radius", &IndexOptions::radius)
+      .def_readwrite("entrance_share", &IndexOptions::entrance_share);
+  py::class_<OpenOptions>(m, "OpenOptions")
+      .def(py::init<>())
+      .def_readwrite("readonly", &OpenOptions::readonly)
+      .def_readwrite("memory_budget", &OpenOptions::memory_budget)
+      .def_readwrite("durability", &OpenOptions::durability)
+      .def_readwrite("window_s", &OpenOptions::window_s)
+      // By name: shorthaul.uring has made a Python type of this enumeration already.
+      .def("io",
+           [](OpenOptions& options, const std::string& name) {
+             using shorthaul::uring::Backend;
+             options.io = name == "uring"   ? Backend::uring
+                          : name == "posix" ? Backend::posix
+                                            : Backend::automatic;
+           })
+      .def_readwrite("direct", &OpenOptions::direct)
+      .def_readwrite("cache", &OpenOptions::cache)
+      .def_readwrite("entrance", &OpenOptions::entrance)
+      .def_readwrite("beam", &OpenOptions::beam)
+      .def_readwrite("in_flight", &OpenOptions::in_flight)
+      .def_readwrite("share_pages", &OpenOptions::share_pages)
+      .def_readwrite("rerank", &OpenOptions::rerank)
+      .def_readwrite("pending_bytes", &OpenOptions::pending_bytes)
+      .def_readwrite("checkpoint_bytes", &OpenOptions::checkpoint_bytes);
+  py::class_<Rerank>(m, "Rerank")
+      .def(py::init<>())
+      .def_readwrite("group", &Rerank::group)
+      .def_readwrite("margin", &Rerank::margin);
+  py::class_<SearchOptions>(m, "SearchOptions")
+      .def(py::init<>())
+      .def_readwrite("k", &SearchOptions::k)
+      .def_readwrite("list", &SearchOptions::list)
+      .def_readwrite("threads", &SearchOptions::threads)
+      .def_readwrite("rerank", &SearchOptions::rerank);
+  py::class_<BuildOptions>(m, "BuildOptions")
+      .def(py::init<>())
+      .def_readwrite("degree", &BuildOptions::degree)
+      .def_readwrite("search_list", &BuildOptions::search_list)
+      .def_readwrite("alpha", &BuildOptions::alpha)
+      .def_readwrite("threads", &BuildOptions::threads)
+      .def_readwrite("seed", &BuildOptions::seed);
+
+  m.def("build", &build);
+  py::class_<Index>(m, "Index")
+      .def(py::init<const std::filesystem::path&, const OpenOptions&>(), py::call_guard<Release>())
+      .def_property_readonly("options", &Index::options)
+      .def("search", &search)
+      .def("insert",
+           [](Index& index, const Ids& ids, const py::array& raw, std::size_t threads) {
+             const std::byte* rows = rows_of(raw, index.options(), ids.size());
+             Release release;
+             return index.insert(ids.data(), rows, static_cast<std::size_t>(ids.size()), threads);
+           })
+      .def("remove",
+           [](Index& index, const Ids& ids) {
+             Release release;
+             return index.remove(ids.data(), static_cast<std::size_t>(ids.size()));
+           })
+      .def("get",
+           [](Index& index, const Ids& ids, py::array& out) {
+             rows_of(out, index.options(), ids.size());
+             auto* rows = static_cast<std::byte*>(out.mutable_data());
+             Release release;
+             index.get(ids.data(), static_cast<std::size_t>(ids.size()), rows);
+           })
+      .def("contains", &Index::contains, py::call_guard<Release>())
+      .def("ids",
+           [](Index& index) {
+             std::vector<std::uint64_t> all;
+             {
+               Release release;
+               all = index.ids();
+             }
+             return Ids(static_cast<py::ssize_t>(all.size()), all.data());
+           })
+      .def("flush", &Index::flush, py::call_guard<Release>())
+      .def("checkpoint", &Index::checkpoint, py::call_guard<Release>())
+      .def("retrain",
+           [](Index& index, const Floats& codebooks) {
+             const ProductQuantizer quantizer =
+                 quantizer_of(codebooks, working_dim(index.options()));
+             Release release;
+             index.retrain(quantizer);
+           })
+      .def("verify",
+           [](Index& index) {
+             VerifyReport report;
+             {
+               Release release;
+               report = index.verify();
+             }
+             py::dict out;
+             out["units"] = report.units;
+             out["lists"] = report.lists;
+             out["vectors"] = report.vectors;
+             out["edges"] = report.edges;
+             out["faults"] = report.faults;
+             return out;
+           })
+      .def("stats", &stats)
+      .def("counters", &counters)
+      .def("close", &Index::close, py::call_guard<Release>());
+}

@@ -1,0 +1,158 @@
+// An index on disk: search, insert, delete, and what keeps them durable. Any thread may call any
+// method at any time; searches take no lock that a writer holds for longer than a look-up.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "id_map.hpp"
+#include "lane.hpp"
+#include "store.hpp"
+#include "vamana.hpp"
+#include "wal.hpp"
+
+namespace navis {
+
+// Vectors to build from: `raw` is n rows of the index's type; `ids` n external ids.
+struct BuildData {
+  const std::byte* raw = nullptr;
+  const std::uint64_t* ids = nullptr;
+  std::size_t n = 0;
+};
+
+struct Stats {
+  std::size_t live = 0, deleted = 0, rows = 0;
+  std::size_t units = 0, units_used = 0, units_minimal = 0, unit_bytes = 0, per_unit = 0;
+  std::size_t pending_lists = 0, pending_vectors = 0;
+  std::size_t entrance_nodes = 0, entrance_evictions = 0;
+  std::size_t cache_entries = 0, cache_capacity = 0;
+  std::size_t table_bytes = 0, code_bytes = 0, entrance_bytes = 0, cache_bytes = 0;
+  std::size_t lane_bytes = 0, pending_bytes = 0, id_map_bytes = 0;
+  std::uint64_t next_lsn = 0, durable_lsn = 0, wal_bytes = 0;
+  std::uint64_t replayed_records = 0, dropped_wal_bytes = 0;
+  std::uint64_t files_bytes = 0;
+  WalCounters wal;
+  CacheCounters cache;
+  bool uring = false;
+  std::string io_reason;
+};
+
+struct VerifyReport {
+  std::size_t units = 0, lists = 0, vectors = 0, edges = 0;
+  std::vector<std::string> faults;  // one line each, at most 100
+};
+
+class Index {
+ public:
+  // Makes an index of these vectors (n may be 0) with this quantizer. The folder must not exist or
+  // be empty; on failure nothing is left in it.
+  static void build(const std::filesystem::path& folder, const IndexOptions& options,
+                    const BuildData& data, const ProductQuantizer& quantizer,
+                    const BuildOptions& build, const Progress& progress);
+  // The same from a graph made elsewhere (out-of-core build, import): row i of the graph is row i
+  // of the data. `stored(i)` gives n raw bytes of vector i, in any order.
+  static void write(const std::filesystem::path& folder, const IndexOptions& options,
+                    const Graph& graph, const std::function<const std::byte*(std::size_t)>& stored,
+                    const std::uint64_t* ids, const ProductQuantizer& quantizer, NodeId medoid,
+                    std::uint64_t seed);
+
+  Index(const std::filesystem::path& folder, const OpenOptions& session);
+  ~Index();
+  Index(const Index&) = delete;
+  Index& operator=(const Index&) = delete;
+
+  // For each of n queries (dim floats each) the k nearest: ids (UINT64_MAX where there are fewer
+  // than k vectors) and distances as WorkingSpace::distance gives them, ascending. `micros`, if
+  // given, receives each query's latency.
+  void search(const float* queries, std::size_t n, const SearchOptions& options, std::uint64_t* ids,
+              float* distances, float* micros = nullptr);
+  // Inserts, or replaces where the id is known. Durable as the session promises when it returns.
+  // Gives the number of replaced ids.
+  std::size_t insert(const std::uint64_t* ids, const std::byte* raw, std::size_t n,
+                     std::size_t threads);
+  // Gives the number of ids that were there; they are invisible when it returns.
+  std::size_t remove(const std::uint64_t* ids, std::size_t n);
+  bool contains(std::uint64_t id);
+  // The stored vectors of these ids (raw rows); Error(bad_input) naming the first unknown id.
+  void get(const std::uint64_t* ids, std::size_t n, std::byte* raw);
+  std::vector<std::uint64_t> ids();
+
+  // Everything acknowledged survives the loss of power.
+  void flush();
+  // The log becomes empty: all is on its pages and in state.nav.
+  void checkpoint();
+  // Encodes every vector anew, with a quantizer trained on what is in the index now.
+  void retrain(const ProductQuantizer& quantizer);
+  // Reads everything and compares.
+  VerifyReport verify();
+  Stats stats();
+  void close();
+
+  const IndexOptions& options() const { return store_->options; }
+  Store& store() { return *store_; }
+
+ private:
+  struct Plan;  // an insert between its search and its commit
+  class LaneLease;
+
+  LaneLease lane();
+  void require_open(bool writing) const;
+
+  // index_insert.cpp
+  void plan_insert(Traversal& t, const std::byte* raw, Plan& plan);
+  bool commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, Plan& plan);
+  bool current_list(Traversal& t, NodeId id, std::vector<NodeId>& list,
+                    std::vector<std::byte>& vector);
+  std::size_t victim(const Quantized& q, NodeId owner, std::span<const NodeId> list,
+                     const float* newcomer, std::vector<float>& scratch);
+  void change_list(NodeId id, std::vector<NodeId> list, std::vector<std::byte> vector,
+                   std::uint64_t lsn);
+  void absorb(Traversal& t);
+  void maintain();
+
+  // index_search.cpp
+  std::vector<Neighbour> exhaustive(const Traversal& t, std::size_t k);
+
+  // index_delete.cpp
+  void patch_around(const std::vector<NodeId>& gone);
+
+  // index_flush.cpp
+  void flush_lists(Lane& lane, bool commit_held = false);
+  void flush_vectors(Lane& lane, bool all);
+  bool clean_units(Lane& lane);
+  void finish_checkpoint(std::uint64_t begin_lsn, std::mutex& commit);
+
+  // index_open.cpp
+  std::uint64_t load_state();
+  void replay(std::uint64_t from_lsn);
+  void apply(std::uint64_t lsn, std::uint32_t type, std::span<const std::byte> payload);
+  void plan_memory();
+
+  std::unique_ptr<Store> store_;
+  std::unique_ptr<Wal> wal_;
+  IdMap id_map_;
+  int lock_fd_ = -1;
+  bool closed_ = false;
+
+  std::mutex commit_;      // the in-memory part of every change
+  std::mutex flush_;       // one flush at a time; before commit_
+  std::mutex checkpoint_;  // one checkpoint at a time; before flush_
+  std::mutex lanes_mutex_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
+  std::size_t lane_bytes_ = 0;
+
+  std::deque<NodeId> recent_;  // committed last; a search under way may have missed them
+  std::mutex recent_mutex_;
+  std::size_t pending_limit_ = 0;  // lists
+  std::uint64_t checkpoint_bytes_ = 0, state_bytes_ = 0;
+  std::uint64_t replayed_ = 0, dropped_ = 0, next_lsn_ = 1;
+};
+
+}  // namespace navis

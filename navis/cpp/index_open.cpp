@@ -1,0 +1,415 @@
+// Opening, recovery, closing; search; statistics and verification.
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <unordered_set>
+
+#include "bytes.hpp"
+#include "index.hpp"
+#include "index_detail.hpp"
+
+namespace navis {
+
+namespace {
+
+std::string megabytes(std::uint64_t bytes) {
+  return std::to_string((bytes + (1U << 20U) - 1) >> 20U) + " MiB";
+}
+
+}  // namespace
+
+Index::Index(const std::filesystem::path& folder, const OpenOptions& session)
+    : store_(std::make_unique<Store>(folder, read_options(folder), session)),
+      id_map_(store_->external) {
+  Store& s = *store_;
+  const auto lock_path = folder / "LOCK";
+  if (!session.readonly) {
+    lock_fd_ = ::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (lock_fd_ < 0) {
+      throw Error(ErrorKind::bad_input, folder.string() + ": cannot be written (" +
+                                            std::strerror(errno) + "); open it readonly");
+    }
+    if (::flock(lock_fd_, LOCK_EX | LOCK_NB) != 0) {
+      ::close(lock_fd_);
+      lock_fd_ = -1;
+      throw Error(ErrorKind::bad_input,
+                  folder.string() + " is open for writing in another process; open it readonly");
+    }
+  }
+  try {
+    using shorthaul::uring::File;
+    const auto mode = session.readonly ? File::Mode::read : File::Mode::write;
+    s.pages = File::open(folder / (s.packed() ? "records.dat" : "edges.dat"), mode, session.direct);
+    if (!s.packed()) s.vectors = File::open(folder / "vectors.dat", mode, session.direct);
+    const std::uint64_t from = load_state();
+    // Units by what the tables name; the log then moves lists out of them.
+    const std::uint64_t file_units = s.pages.size() / s.format.unit_bytes();
+    std::vector<std::uint32_t> counts(file_units, 0);
+    for (NodeId id = 0; id < s.rows; ++id) {
+      const std::uint32_t at = s.location[id];
+      if (at == kNoLoc) continue;
+      if (s.unit_of(at) >= file_units) {
+        // A list the log holds; its page was never written.
+        s.location[id] = kNoLoc;
+        continue;
+      }
+      ++counts[s.unit_of(at)];
+    }
+    s.units.load(counts);
+    plan_memory();
+    replay(from);
+    std::size_t live = 0;
+    for (NodeId id = 0; id < s.rows; ++id) {
+      if (!s.is_live(id)) continue;
+      ++live;
+      if (s.location[id] == kNoLoc) {
+        throw Error(ErrorKind::corrupt, (folder / "state.nav").string() + ": id " +
+                                            std::to_string(s.external[id]) + " has no edge list");
+      }
+      id_map_.insert(id);
+    }
+    s.live = static_cast<std::uint32_t>(live);
+    if (!session.readonly) {
+      WalOptions options;
+      options.durability = session.durability;
+      options.window_s = session.window_s;
+      options.direct = session.direct;
+      wal_ = std::make_unique<Wal>(folder / "wal", next_lsn_, options);
+    }
+  } catch (const std::system_error& error) {
+    if (lock_fd_ >= 0) ::close(lock_fd_);
+    throw Error(ErrorKind::corrupt, error.what());
+  } catch (...) {
+    if (lock_fd_ >= 0) ::close(lock_fd_);
+    throw;
+  }
+}
+
+Index::~Index() {
+  try {
+    close();
+  } catch (...) {  // close() reports to those who call it
+  }
+}
+
+// What was acknowledged is in the log; closing makes it durable and gives the lock back.
+void Index::close() {
+  if (closed_) return;
+  closed_ = true;
+  std::exception_ptr failure;
+  try {
+    if (wal_) wal_->flush();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  wal_.reset();
+  lanes_.clear();
+  if (lock_fd_ >= 0) ::close(lock_fd_);
+  lock_fd_ = -1;
+  if (failure) std::rethrow_exception(failure);
+}
+
+void Index::require_open(bool writing) const {
+  if (closed_) throw Error(ErrorKind::closed, "the index is closed");
+  if (writing && store_->session.readonly) {
+    throw Error(ErrorKind::bad_input,
+                store_->folder.string() + " was opened readonly: open it for writing");
+  }
+}
+
+Index::LaneLease Index::lane() {
+  {
+    std::lock_guard lock(lanes_mutex_);
+    if (!lanes_.empty()) {
+      auto taken = std::move(lanes_.back());
+      lanes_.pop_back();
+      return {*this, std::move(taken)};
+    }
+  }
+  return {*this, std::make_unique<Lane>(*store_)};
+}
+
+// Divides the memory budget: tables, codes and entrance graph are needed, the cache has the rest.
+void Index::plan_memory() {
+  Store& s = *store_;
+  const std::size_t entry_bytes =
+      160 + 4 * s.options.degree + (s.packed() ? s.space.raw_bytes() : 0);
+  const std::uint64_t codes = s.quantized()->codes.memory_bytes();
+  const std::uint64_t fixed =
+      s.table_bytes() + codes + s.entrance.memory_bytes() + std::uint64_t{s.rows} * 8;
+  // Two threads' traversals, each holding the pages of a position seeking.
+  const std::uint64_t lanes = std::uint64_t{2} * s.session.in_flight * (s.options.insert_list + 8) *
+                                  s.format.unit_bytes() / 2 +
+                              (std::uint64_t{2} << 20U);
+  const std::uint64_t budget = s.session.memory_budget;
+  std::uint64_t pending = s.session.pending_bytes;
+  if (pending == 0) {
+    pending =
+        budget ? std::clamp<std::uint64_t>(budget / 16, 64 * entry_bytes, 8U << 20U) : 2U << 20U;
+  }
+  pending_limit_ = std::max<std::size_t>(64, pending / entry_bytes);
+  const std::uint64_t needed = fixed + lanes + 2 * pending;
+  if (budget && budget < needed) {
+    throw Error(ErrorKind::bad_input,
+                "a memory budget of " + megabytes(budget) + " is too small for this index: give " +
+                    megabytes(needed) + " (tables and codes " + megabytes(fixed) + ", buffers " +
+                    megabytes(lanes + 2 * pending) + ") or more");
+  }
+  checkpoint_bytes_ = s.session.checkpoint_bytes
+                          ? s.session.checkpoint_bytes
+                          : std::max<std::uint64_t>(64U << 20U, state_bytes_ / 2);
+  if (!s.packed() && s.session.cache != CachePolicy::none) {
+    const std::uint64_t all = (std::uint64_t{s.rows} * 5 / 4 + 65536) * (4 * s.options.degree + 24);
+    const std::uint64_t rest = budget ? std::min(budget - needed, all) : all;
+    s.cache = std::make_unique<EdgeCache>(rest, s.options.degree, s.session.cache, 1);
+  }
+}
+
+void Index::replay(std::uint64_t from_lsn) {
+  const WalReplay result =
+      replay_wal(store_->folder / "wal", from_lsn,
+                 [&](std::uint64_t lsn, std::uint32_t type, std::span<const std::byte> payload) {
+                   apply(lsn, type, payload);
+                 });
+  next_lsn_ = std::max(result.next_lsn, from_lsn);
+  replayed_ = result.records;
+  dropped_ = result.dropped_bytes;
+}
+
+// One record of the log; applying a record again changes nothing.
+void Index::apply(std::uint64_t lsn, std::uint32_t type, std::span<const std::byte> payload) {
+  Store& s = *store_;
+  ByteReader record(payload);
+  const auto quantized = s.quantized();
+  std::vector<NodeId> list;
+  auto restore = [&](NodeId id) {
+    if (id >= s.rows) throw Error(ErrorKind::corrupt, "a record of the log names an unknown node");
+    std::vector<std::byte> vector;
+    if (s.packed()) {  // the other half of the record, from where it was
+      const std::uint32_t at = s.location[id];
+      if (at != kPendingLoc && at != kNoLoc) {
+        shorthaul::uring::Buffer buffer(s.format.unit_bytes());
+        s.pages.read_at(s.unit_offset(s.unit_of(at)), buffer.span(0, s.format.unit_bytes()));
+        s.check_unit(s.unit_of(at), buffer.data());
+        const std::byte* raw = PageView(s.format, buffer.data()).vector(s.slot_of(at));
+        vector.assign(raw, raw + s.space.raw_bytes());
+      }
+    }
+    change_list(id, list, std::move(vector), lsn);
+  };
+  if (type == static_cast<std::uint32_t>(RecordType::insert)) {
+    const auto node = record.get<NodeId>();
+    const auto id = record.get<std::uint64_t>();
+    const auto replaced = record.get<NodeId>();
+    const auto raw = record.take(s.space.raw_bytes());
+    const auto code = record.take(quantized->pq.subspaces());
+    if (node > s.rows) throw Error(ErrorKind::corrupt, "the log skips a node");
+    s.grow(node + 1);
+    quantized->codes.grow(node + 1);
+    if (node == s.rows) {
+      s.rows = node + 1;
+      s.location[node] = kNoLoc;
+    }
+    std::memcpy(quantized->codes.row(node), code.data(), code.size());
+    s.external[node] = id;
+    s.checksum[node] = crc32c(raw);
+    s.state[node] = NodeState::live;
+    std::vector<std::byte> vector(raw.begin(), raw.end());
+    record.get_list(list);
+    if (s.packed()) {
+      change_list(node, list, std::move(vector), lsn);
+    } else {
+      s.fresh.put(node, [&](std::vector<std::byte>& v) { v = std::move(vector); });
+      restore(node);
+    }
+    if (replaced != kNoNode) {
+      s.state[replaced] = NodeState::deleted;
+      s.entrance.erase(*quantized, replaced);
+    }
+    if (s.medoid == kNoNode) s.medoid = node;
+    const auto changes = record.get<std::uint32_t>();
+    for (std::uint32_t i = 0; i < changes; ++i) restore(record.get_list(list));
+  } else if (type == static_cast<std::uint32_t>(RecordType::remove)) {
+    const auto node = record.get<NodeId>();
+    if (node >= s.rows) throw Error(ErrorKind::corrupt, "the log deletes an unknown node");
+    s.state[node] = NodeState::deleted;
+    s.entrance.erase(*quantized, node);
+  } else if (type == static_cast<std::uint32_t>(RecordType::patch)) {
+    const auto changes = record.get<std::uint32_t>();
+    for (std::uint32_t i = 0; i < changes; ++i) restore(record.get_list(list));
+  } else {
+    throw Error(ErrorKind::environment, "the log holds a record of an unknown type; update navis");
+  }
+}
+
+bool Index::contains(std::uint64_t id) {
+  std::lock_guard lock(commit_);
+  return id_map_.find(id) != kNoNode;
+}
+
+std::vector<std::uint64_t> Index::ids() {
+  std::lock_guard lock(commit_);
+  std::vector<std::uint64_t> all;
+  for (NodeId node = 0; node < store_->rows; ++node) {
+    if (store_->is_live(node)) all.push_back(store_->external[node]);
+  }
+  return all;
+}
+
+void Index::get(const std::uint64_t* ids, std::size_t n, std::byte* raw) {
+  require_open(false);
+  Store& s = *store_;
+  const std::size_t raw_bytes = s.space.raw_bytes();
+  const auto guard = s.epochs.enter_guard();
+  for (std::size_t i = 0; i < n; ++i) {
+    NodeId node;
+    {
+      std::lock_guard lock(commit_);
+      node = id_map_.find(ids[i]);
+    }
+    if (node == kNoNode) {
+      throw Error(ErrorKind::bad_input, "id " + std::to_string(ids[i]) + " is not in the index");
+    }
+    s.read_vector(node, raw + i * raw_bytes);
+  }
+}
+
+VerifyReport Index::verify() {
+  require_open(false);
+  Store& s = *store_;
+  VerifyReport report;
+  auto fault = [&](std::string text) {
+    if (report.faults.size() < 100) report.faults.push_back(std::move(text));
+  };
+  const auto guard = s.epochs.enter_guard();
+  const NodeId rows = s.rows;
+  const std::size_t unit_bytes = s.format.unit_bytes();
+  shorthaul::uring::Buffer buffer(unit_bytes);
+  std::uint32_t loaded = kNoLoc;
+  std::string loaded_fault;
+  // By place, so that every unit is read once.
+  std::vector<std::pair<std::uint32_t, NodeId>> order;
+  for (NodeId id = 0; id < rows; ++id) {
+    if (s.state[id] != NodeState::free) order.emplace_back(s.location[id].load(), id);
+  }
+  std::sort(order.begin(), order.end());
+  std::vector<NodeId> list;
+  std::vector<std::byte> raw(s.space.raw_bytes());
+  for (const auto& [ignored, id] : order) {
+    const std::string name = "id " + std::to_string(s.external[id]);
+    std::uint32_t at = s.location[id].load(std::memory_order_acquire);
+    if (at == kNoLoc) {
+      fault(name + ": no edge list");
+      continue;
+    }
+    bool have =
+        at == kPendingLoc && s.lists.find(id, [&](const PendingEntry& e) { list = e.list; });
+    if (!have) {
+      at = s.location[id].load(std::memory_order_acquire);
+      const std::uint32_t unit = s.unit_of(at);
+      if (unit != loaded) {
+        loaded = unit;
+        ++report.units;
+        try {
+          s.pages.read_at(s.unit_offset(unit), buffer.span(0, unit_bytes));
+          loaded_fault = PageView(s.format, buffer.data()).fault(unit);
+        } catch (const std::exception& error) {
+          loaded_fault = error.what();
+        }
+        if (!loaded_fault.empty()) {
+          fault(s.pages.path().string() + ": page at byte " + std::to_string(s.unit_offset(unit)) +
+                ": " + loaded_fault);
+        }
+      }
+      if (!loaded_fault.empty()) continue;
+      const PageView page(s.format, buffer.data());
+      const std::size_t slot = s.slot_of(at);
+      if (slot >= page.slots() || page.id(slot) != id) {
+        fault(name + ": its list is not where the table says");
+        continue;
+      }
+      const auto read = page.list(slot);
+      list.assign(read.begin(), read.end());
+    }
+    ++report.lists;
+    report.edges += list.size();
+    if (list.size() > s.options.degree) fault(name + ": too many neighbours");
+    std::sort(list.begin(), list.end());
+    if (std::adjacent_find(list.begin(), list.end()) != list.end()) {
+      fault(name + ": a neighbour twice");
+    }
+    for (const NodeId to : list) {
+      if (to == id) fault(name + ": is its own neighbour");
+      if (to >= s.rows || s.state[to] == NodeState::free)
+        fault(name + ": a neighbour that is none");
+    }
+    try {
+      s.read_vector(id, raw.data());
+      ++report.vectors;
+    } catch (const std::exception& error) {
+      fault(error.what());
+    }
+  }
+  for (const NodeId id : s.entrance.ids()) {
+    if (!s.is_live(id)) fault("the entrance graph holds a deleted node");
+  }
+  return report;
+}
+
+Stats Index::stats() {
+  require_open(false);
+  Store& s = *store_;
+  std::lock_guard lock(commit_);
+  Stats stats;
+  stats.rows = s.rows;
+  stats.live = s.live;
+  stats.deleted = stats.rows - stats.live;
+  stats.units = s.units.size();
+  stats.units_used = s.units.used();
+  stats.per_unit = s.format.per_unit();
+  stats.unit_bytes = s.format.unit_bytes();
+  stats.units_minimal = (stats.rows + stats.per_unit - 1) / stats.per_unit;
+  stats.pending_lists = s.lists.size();
+  stats.pending_vectors = s.fresh.size();
+  stats.entrance_nodes = s.entrance.size();
+  stats.entrance_evictions = s.entrance.evictions();
+  stats.table_bytes = s.table_bytes();
+  stats.code_bytes = s.quantized()->codes.memory_bytes();
+  stats.entrance_bytes = s.entrance.memory_bytes();
+  stats.id_map_bytes = id_map_.memory_bytes();
+  stats.pending_bytes =
+      s.lists.size() * (160 + 4 * s.options.degree) + s.fresh.size() * (64 + s.space.raw_bytes());
+  if (s.cache) {
+    stats.cache_entries = s.cache->entries();
+    stats.cache_capacity = s.cache->capacity();
+    stats.cache_bytes = s.cache->memory_bytes();
+    stats.cache = s.cache->counters();
+  }
+  {
+    std::lock_guard lanes(lanes_mutex_);
+    for (const auto& l : lanes_) {
+      stats.lane_bytes += l->memory_bytes();
+      stats.uring = l->ring().backend() == shorthaul::uring::Backend::uring;
+      stats.io_reason = l->ring().reason();
+    }
+  }
+  if (wal_) {
+    stats.next_lsn = wal_->next_lsn();
+    stats.durable_lsn = wal_->durable_lsn();
+    stats.wal_bytes = wal_->bytes_on_disk();
+    stats.wal = wal_->counters();
+  }
+  stats.replayed_records = replayed_;
+  stats.dropped_wal_bytes = dropped_;
+  for (const auto& file : std::filesystem::recursive_directory_iterator(s.folder)) {
+    if (file.is_regular_file()) stats.files_bytes += file.file_size();
+  }
+  return stats;
+}
+
+}  // namespace navis

@@ -1,0 +1,38 @@
+// Product quantization: a vector as one byte per subspace. Training happens outside (faiss).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace navis {
+
+class ProductQuantizer {
+ public:
+  // `codebooks` is subspaces x 256 x width floats with width = ceil(dim / subspaces): where dim is
+  // no multiple of subspaces the vectors are padded with zeros at their end. Throws
+  // Error(bad_input) when the sizes do not fit or a value is not finite.
+  ProductQuantizer(std::size_t dim, std::size_t subspaces, std::vector<float> codebooks);
+
+  std::size_t dim() const { return dim_; }
+  std::size_t subspaces() const { return subspaces_; }  // = bytes of a code
+  std::size_t width() const { return width_; }
+  const std::vector<float>& codebooks() const { return codebooks_; }
+
+  // Nearest centroid per subspace, the lowest index on ties: the least of each row of table().
+  void encode(const float* vector, std::uint8_t* code) const;
+  // The chosen centroids one after the other, dim floats.
+  void decode(const std::uint8_t* code, float* vector) const;
+  // Squared distances from the query's parts to every centroid: subspaces x 256 floats.
+  void table(const float* query, float* out) const;
+
+ private:
+  template <class UsePart>
+  void for_each_part(const float* vector, UsePart&& use) const;
+
+  std::size_t dim_, subspaces_, width_;
+  std::vector<float> codebooks_;
+  std::vector<float> transposed_;  // subspaces x width x 256, as kernels::l2_to_256 wants it
+};
+
+}  // namespace navis

@@ -1,0 +1,1 @@
+"""The verbs of ``navis``; each imports what it needs and nothing else."""

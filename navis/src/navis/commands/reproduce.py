@@ -1,0 +1,16 @@
+"""``navis reproduce``: the paper's figures, and ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from shorthaul import experiments
+
+
+@dataclass(kw_only=True)
+class Reproduce(experiments.Reproduce):
+    """Run an experiment at a scale and record it under runs/."""
+
+    artifact: ClassVar[str] = "navis"
+    package: ClassVar[str] = "navis.experiments"

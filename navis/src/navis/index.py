@@ -1,0 +1,499 @@
+"""`Index`: an index on disk from Python."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from shorthaul.errors import UserError
+
+from navis import layouts, quantizer
+from navis.errors import translated
+from navis.formats import check_finite
+
+Array = npt.NDArray[Any]
+Ids = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float32]
+Metric = Literal["l2", "inner_product", "cosine"]
+Dtype = Literal["float32", "float16", "uint8", "int8"]
+LayoutName = Literal["auto", "packed", "selective"]
+Durability = Literal["sync", "group", "none"]
+
+# The quantizer is trained anew when an index has grown to these sizes, each four times the last.
+_RETRAIN_AT = (256, 1024, 4096, 16384)
+_METRICS = ("l2", "inner_product", "cosine")
+_DTYPES = ("float32", "float16", "uint8", "int8")
+
+
+class Index:
+    """A graph index on SSD: search, insert and delete at the same time, from any thread.
+
+    Use `create`, `build` or `open`; it is a context manager. Distances are squared L2, 1 - cosine,
+    or minus the inner product, so that smaller is nearer. Ids are yours, 64 bits unsigned.
+    """
+
+    def __init__(self, core: Any, path: Path) -> None:
+        self._core, self.path = core, path
+
+    # ------------------------------------------------------------------ making and opening
+
+    @classmethod
+    def create(cls, path: Path | str, dim: int, **options: Any) -> Self:
+        """Make an empty index and open it; options are those of `build` and `open`.
+
+        Its quantizer is trained on what is inserted, at 256 vectors and then at each fourfold
+        size up to 16,384.
+        """
+        if not 1 <= dim <= 65535:
+            raise UserError(f"dim {dim}: use 1 to 65535")
+        dtype = options.get("dtype", "float32")
+        return cls.build(path, np.empty((0, dim), _known("dtype", dtype, _DTYPES)), **options)
+
+    @classmethod
+    def build(
+        cls,
+        path: Path | str,
+        vectors: Array,
+        ids: npt.ArrayLike | None = None,
+        *,
+        metric: Metric = "l2",
+        dtype: Dtype | None = None,
+        layout: LayoutName = "auto",
+        degree: int = 32,
+        build_list: int = 64,
+        insert_list: int = 128,
+        alpha: float = 1.2,
+        code_bytes: int | None = None,
+        radius: float | None = None,
+        entrance_share: float = 0.01,
+        threads: int = 1,
+        seed: int = 0,
+        memory_budget: int | None = None,
+        progress: Callable[[int, int], bool] | None = None,
+        **session: Any,
+    ) -> Self:
+        """Build an index of vectors and open it.
+
+        Args:
+            path: Folder to make; must not exist or be empty.
+            vectors: (n, d) float32, float16, uint8 or int8; n may be 0.
+            ids: (n,) unsigned 64 bits, without duplicates; 0 to n - 1 by default.
+            metric: `l2`, `inner_product` or `cosine`.
+            dtype: Type stored; that of `vectors` by default.
+            layout: `packed`, `selective`, or by dimension and budget.
+            degree: Edges per node, R, 1 to 255.
+            build_list: Search list of the construction, L.
+            insert_list: Search list of later inserts.
+            alpha: Distance ratio of the pruning rule.
+            code_bytes: Bytes per vector held in memory (PQ).
+            radius: Bound of vector lengths for inner product; 1.1 × the longest by default.
+            entrance_share: Entrance nodes per vector.
+            threads: Threads of the construction; 1 is deterministic by seed.
+            seed: Of the insertion order and the quantizer.
+            memory_budget: Bytes; of `open`, and of the layout's choice.
+            progress: Called with done and total; returning False stops.
+            session: Further options of `open`.
+
+        Raises:
+            UserError: Bad vectors or options, or the folder is not empty.
+        """
+        from navis import _core
+
+        path = Path(path)
+        vectors = np.asarray(vectors)
+        name = _known("dtype", dtype or str(vectors.dtype), _DTYPES)
+        _known("metric", metric, _METRICS)
+        vectors = _checked(vectors, name, metric, vectors.shape[-1] if vectors.ndim == 2 else 0)
+        n, dim = vectors.shape
+        numbers = _unique(np.arange(n) if ids is None else ids, n)
+        if not 1 <= degree <= 255:
+            raise UserError(f"degree {degree}: use 1 to 255")
+        if insert_list < degree or build_list < 1:
+            raise UserError(f"insert_list {insert_list}: use {degree}, the degree, or more")
+        if alpha < 1:
+            raise UserError(f"alpha {alpha}: use 1 or more")
+        if not 0 <= entrance_share <= 0.2:
+            raise UserError(f"entrance_share {entrance_share}: use 0 to 0.2")
+        radius = _radius(vectors, metric, radius)
+
+        options = _core.IndexOptions()
+        options.dim, options.degree, options.insert_list = dim, degree, insert_list
+        options.type = getattr(_core.DataType, name)
+        options.metric = getattr(_core.Metric, metric)
+        options.alpha, options.radius, options.entrance_share = alpha, radius, entrance_share
+        item = np.dtype(name).itemsize
+        if layout == "auto":
+            layout = layouts.choose(dim * item, degree, n, memory_budget)
+        options.layout = getattr(_core.Layout, _known("layout", layout, ("packed", "selective")))
+        how = _core.BuildOptions()
+        how.degree, how.search_list, how.alpha = degree, build_list, alpha
+        how.threads, how.seed = threads, seed
+
+        sample = vectors
+        if n > 2**16:
+            rows = np.random.default_rng(seed).choice(n, 2**16, replace=False)
+            sample = vectors[np.sort(rows)]
+        working = quantizer.working_space(sample, metric, radius)
+        size = code_bytes or quantizer.default_bytes(working.shape[1])
+        codebooks = quantizer.train(working, size, seed, threads)
+        _fresh(path)
+        try:
+            with translated():
+                _core.build(path, options, vectors, numbers, codebooks, how, progress)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return cls.open(path, memory_budget=memory_budget, **session)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        readonly: bool = False,
+        memory_budget: int | None = None,
+        durability: Durability = "sync",
+        window_s: float = 0.05,
+        io: Literal["automatic", "uring", "posix"] = "automatic",
+        cache: Literal["lfu", "lru", "none"] = "lfu",
+        entrance: Literal["dynamic", "fixed", "none"] = "dynamic",
+        beam: int = 4,
+        in_flight: int = 4,
+        share_pages: bool = True,
+        rerank: bool = True,
+        pending_bytes: int = 0,
+        checkpoint_bytes: int = 0,
+    ) -> Self:
+        """Open an index; another process may have it open readonly, one for writing.
+
+        Args:
+            path: Its folder.
+            readonly: Refuse changes; needs no lock and writes nothing.
+            memory_budget: Bytes for tables, codes, entrance graph, cache and buffers together.
+            durability: When an insert is acknowledged: `sync` after fdatasync, `group` after the
+                write with an fdatasync every `window_s`, `none` at once.
+            window_s: Of `group`, seconds.
+            io: `uring`, `posix`, or what the kernel grants.
+            cache: Policy of the edge-list cache.
+            entrance: Entrance graph kept up, as built, or unused.
+            beam: Edge lists expanded per step.
+            in_flight: Traversals per thread, 1 to 8.
+            share_pages: Use every list of a page once read.
+            rerank: Read only the vectors that can still matter.
+            pending_bytes: Memory of changed lists before they are written; 0: by the budget.
+            checkpoint_bytes: Log size after which a checkpoint is taken; 0: by the index's size.
+
+        Raises:
+            UserError: Not an index, locked, or the budget is too small (the message says enough).
+            Corrupt: A file is damaged.
+            EnvironmentLack: The format is newer than this navis.
+        """
+        from navis import _core
+
+        options = _core.OpenOptions()
+        options.readonly = readonly
+        if memory_budget is not None and memory_budget < 1:
+            raise UserError(f"memory_budget {memory_budget}: give bytes, 1 or more")
+        options.memory_budget = memory_budget or 0
+        options.durability = getattr(
+            _core.Durability, _known("durability", durability, ("sync", "group", "none"))
+        )
+        if not 0 < window_s <= 60:
+            raise UserError(f"window_s {window_s}: use more than 0, at most 60 seconds")
+        options.window_s = window_s
+        options.io(_known("io", io, ("automatic", "uring", "posix")))
+        options.cache = getattr(_core.CachePolicy, _known("cache", cache, ("lfu", "lru", "none")))
+        options.entrance = getattr(
+            _core.Entrance, _known("entrance", entrance, ("dynamic", "fixed", "none"))
+        )
+        if not 1 <= beam <= 16 or not 1 <= in_flight <= 8:
+            raise UserError(f"beam {beam}, in_flight {in_flight}: use 1 to 16 and 1 to 8")
+        options.beam, options.in_flight = beam, in_flight
+        options.share_pages, options.rerank = share_pages, rerank
+        options.pending_bytes, options.checkpoint_bytes = pending_bytes, checkpoint_bytes
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"{path}: there is no such folder; navis build makes an index")
+        with translated():
+            return cls(_core.Index(path, options), path)
+
+    # ------------------------------------------------------------------ using
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return int(self._core.options.dim)
+
+    @property
+    def metric(self) -> str:
+        """Metric's name."""
+        return str(self._core.options.metric.name)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored vectors."""
+        return np.dtype(str(self._core.options.type.name))
+
+    @property
+    def layout(self) -> str:
+        """`packed` or `selective`."""
+        return str(self._core.options.layout.name)
+
+    def __len__(self) -> int:
+        """Live vectors."""
+        return int(self.stats()["live"])
+
+    def __contains__(self, id: int) -> bool:
+        with translated():
+            return bool(self._core.contains(id))
+
+    def search(
+        self,
+        queries: npt.ArrayLike,
+        k: int = 10,
+        *,
+        L: int | None = None,
+        threads: int = 1,
+        margin: float | None = None,
+        group: int | None = None,
+        latencies: bool = False,
+    ) -> Any:
+        """Find the k nearest of each query.
+
+        Args:
+            queries: (n, d) or (d,).
+            k: How many, at most the live vectors.
+            L: Search list, at least k; max(2k, 40) by default. Longer finds more and reads more.
+            threads: Threads of this call.
+            margin: Of re-ranking, 0 to 1: smaller reads more vectors.
+            group: Vectors read together in re-ranking.
+            latencies: Give a third array, microseconds per query.
+
+        Returns:
+            ids (n, k) uint64 and distances (n, k) float32, nearest first.
+
+        Raises:
+            UserError: Wrong dimension, NaN, k beyond what is there.
+        """
+        from navis import _core
+
+        given = np.asarray(queries, dtype=np.float32)
+        single = given.ndim == 1
+        given = np.ascontiguousarray(given[None] if single else given)
+        _check_rows(given, self.dim, "queries")
+        if self.metric == "cosine":
+            _check_lengths(given, "queries")
+        if k < 1:
+            raise UserError(f"k {k}: use 1 or more")
+        there = len(self)
+        if k > there:
+            raise UserError(f"k {k}: the index holds {there} vectors; use {there} or less")
+        if L is not None and L < k:
+            raise UserError(f"L {L}: use {k}, which is k, or more")
+        options = _core.SearchOptions()
+        options.k, options.list, options.threads = k, L or max(2 * k, 40), threads
+        if margin is not None:
+            options.rerank.margin = margin
+        if group is not None:
+            options.rerank.group = group
+        with translated():
+            ids, distances, micros = self._core.search(given, options)
+        if single:
+            ids, distances = ids[0], distances[0]
+        return (ids, distances, micros) if latencies else (ids, distances)
+
+    def insert(self, ids: npt.ArrayLike, vectors: npt.ArrayLike, *, threads: int = 1) -> int:
+        """Insert vectors, or replace those whose id is known; acknowledged when it returns.
+
+        Args:
+            ids: (n,) unsigned 64 bits, no duplicates.
+            vectors: (n, d), or (d,) with one id.
+            threads: Threads of this call.
+
+        Returns:
+            How many were replaced.
+
+        Raises:
+            UserError: Wrong dimension, NaN, a zero vector with cosine, duplicate ids.
+            NoSpace: The disk is full.
+        """
+        given = np.asarray(vectors)
+        given = given[None] if given.ndim == 1 else given
+        given = _checked(given, self.dtype.name, self.metric, self.dim)
+        numbers = _unique(ids, len(given))
+        with translated():
+            before = self._core.stats()["rows"]
+            replaced = int(self._core.insert(numbers, given, threads))
+        self._retrain_if_grown(before, before + len(given))
+        return replaced
+
+    def delete(self, ids: npt.ArrayLike) -> int:
+        """Delete; gives how many were there. They are in no result from here on."""
+        with translated():
+            return int(self._core.remove(_ids(ids)))
+
+    def get(self, ids: npt.ArrayLike) -> Array:
+        """Give the stored vectors (n, d) of these ids; an unknown id is a UserError."""
+        numbers = _ids(ids)
+        out = np.empty((len(numbers), self.dim), self.dtype)
+        with translated():
+            self._core.get(numbers, out)
+        return out
+
+    def ids(self) -> Ids:
+        """Give all live ids, in no order."""
+        with translated():
+            return np.asarray(self._core.ids())
+
+    def flush(self) -> None:
+        """Make everything acknowledged survive the loss of power."""
+        with translated():
+            self._core.flush()
+
+    def checkpoint(self) -> None:
+        """Write everything to its pages and empty the log."""
+        with translated():
+            self._core.checkpoint()
+
+    def retrain(self, *, code_bytes: int | None = None, seed: int = 0, rows: int = 2**16) -> None:
+        """Train the quantizer anew on what is in the index now, and encode every vector."""
+        live = self.ids()
+        if len(live) > rows:
+            live = np.sort(np.random.default_rng(seed).choice(live, rows, replace=False))
+        working = quantizer.working_space(
+            self.get(live), self.metric, float(self._core.options.radius)
+        )
+        size = code_bytes or quantizer.default_bytes(working.shape[1])
+        with translated():
+            self._core.retrain(quantizer.train(working, size, seed))
+
+    def verify(self) -> dict[str, Any]:
+        """Read everything and compare; `faults` is empty when all is well."""
+        with translated():
+            return dict(self._core.verify())
+
+    def stats(self) -> dict[str, Any]:
+        """Give sizes, memory by part, and the state of the log."""
+        with translated():
+            return dict(self._core.stats())
+
+    def counters(self) -> dict[str, int]:
+        """Give monotone counts of requests, bytes and cache hits since opening."""
+        with translated():
+            return dict(self._core.counters())
+
+    def close(self) -> None:
+        """Make everything durable and give the lock back; further calls are errors."""
+        with translated():
+            self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _retrain_if_grown(self, before: int, after: int) -> None:
+        if any(before < size <= after for size in _RETRAIN_AT) and before < _RETRAIN_AT[-1]:
+            self.retrain()
+
+
+# ---------------------------------------------------------------------- checks
+
+
+def _known(what: str, value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise UserError(f"{what} {value!r}: use {', '.join(known)}")
+    return str(value)
+
+
+def _ids(ids: npt.ArrayLike) -> Ids:
+    given = np.atleast_1d(np.asarray(ids))
+    if given.dtype.kind not in "iu" and given.size:
+        raise UserError(f"ids of type {given.dtype}: use whole numbers")
+    if given.dtype.kind == "i" and given.size and given.min() < 0:
+        raise UserError(f"id {given.min()}: use 0 or more")
+    numbers = np.ascontiguousarray(given, dtype=np.uint64).reshape(-1)
+    if numbers.size and numbers.max() == np.iinfo(np.uint64).max:
+        raise UserError("id 2**64 - 1 stands for none; use a smaller one")
+    return numbers
+
+
+def _unique(ids: npt.ArrayLike, n: int) -> Ids:
+    numbers = _ids(ids)
+    if len(numbers) != n:
+        raise UserError(f"{len(numbers)} ids for {n} vectors: give one each")
+    values, counts = np.unique(numbers, return_counts=True)
+    if len(values) < n:
+        raise UserError(f"id {values[counts > 1][0]} occurs twice in this call")
+    return numbers
+
+
+def _check_rows(vectors: Array, dim: int, what: str) -> None:
+    if vectors.ndim != 2:
+        raise UserError(f"{what} of shape {vectors.shape}: give (n, {dim})")
+    if vectors.shape[1] != dim:
+        raise UserError(
+            f"{what} have {vectors.shape[1]} dimensions, the index has {dim}: they must be equal"
+        )
+    check_finite(vectors, what)
+
+
+def _check_lengths(vectors: Array, what: str) -> None:
+    zero = ~np.any(vectors, axis=1)
+    if zero.any():
+        raise UserError(
+            f"{what}: row {int(np.argmax(zero))} is zero, which has no cosine: leave it out"
+        )
+
+
+def _checked(vectors: Array, dtype: str, metric: str, dim: int) -> Array:
+    if vectors.ndim == 2 and vectors.shape[1] == 0:
+        raise UserError("vectors have 0 dimensions: give at least 1")
+    if vectors.dtype.kind not in "fiu":
+        raise UserError(f"vectors of type {vectors.dtype}: use numbers")
+    _check_rows(vectors, dim, "vectors")
+    wanted = np.dtype(dtype)
+    if wanted.kind in "iu" and vectors.dtype != wanted and vectors.size:
+        bounds = np.iinfo(wanted)
+        low, high = vectors.min(), vectors.max()
+        whole = vectors.dtype.kind in "iu" or bool(np.all(vectors == np.rint(vectors)))
+        if low < bounds.min or high > bounds.max or not whole:
+            raise UserError(f"vectors do not fit in {dtype}: store them as float32")
+    out = np.ascontiguousarray(vectors, dtype=wanted)
+    check_finite(out, f"vectors as {dtype}")
+    if metric == "cosine":
+        _check_lengths(out, "vectors")
+    return out
+
+
+def _radius(vectors: Array, metric: str, radius: float | None) -> float:
+    if metric != "inner_product":
+        return 0.0
+    if radius is None:
+        if len(vectors) == 0:
+            raise UserError("an empty inner_product index needs radius=, a bound of vector lengths")
+        squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+        radius = 1.1 * float(np.sqrt(squares.max())) or 1.0
+    if not radius > 0:
+        raise UserError(f"radius {radius}: use more than 0")
+    return radius
+
+
+def _fresh(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not empty: name a new folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror})") from error

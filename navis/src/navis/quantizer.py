@@ -1,0 +1,79 @@
+"""Product quantization: how many bytes, and training (by faiss)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from shorthaul.errors import UserError
+
+Floats = npt.NDArray[np.float32]
+
+_TRAIN_ROWS = 50 * 256  # faiss asks for 39 or more rows per centroid
+
+
+def default_bytes(dim: int) -> int:
+    """Give the bytes of a code: one per 8 dimensions at high, per 4 at low dimension.
+
+    Below an eighth re-ranking loses recall (docs/design, section codes).
+    """
+    return max(1, min(dim, dim // 4 if dim <= 256 else dim // 8))
+
+
+def working_space(vectors: npt.NDArray[np.generic], metric: str, radius: float) -> Floats:
+    """Map vectors (n, d) into the engine's working space, float32 (n, d).
+
+    For inner product the result is (n, d + 1).
+
+    The same map as `cpp/working_space.hpp`: cosine scales to length 1; inner product appends the
+    coordinate that gives every vector the length `radius`.
+    """
+    out: Floats = np.ascontiguousarray(vectors, dtype=np.float32)
+    if metric == "cosine":
+        length = np.linalg.norm(out, axis=1, keepdims=True)
+        out = (out / np.where(length > 0, length, 1)).astype(np.float32)
+    elif metric == "inner_product":
+        rest = np.maximum(radius * radius - np.einsum("nd,nd->n", out, out), 0)
+        out = np.concatenate([out, np.sqrt(rest)[:, None]], axis=1)
+    return out.astype(np.float32, copy=False)
+
+
+def train(sample: Floats, subspaces: int, seed: int = 0, threads: int = 1) -> Floats:
+    """Train codebooks (subspaces, 256, width) on rows of working space.
+
+    The width is d / subspaces, rounded up.
+
+    With fewer than 256 rows the rows themselves, repeated, are the centroids.
+
+    Raises:
+        UserError: There are more subspaces than dimensions, or none.
+    """
+    import faiss
+
+    rows, dim = sample.shape
+    if not 1 <= subspaces <= dim:
+        raise UserError(f"{subspaces} bytes per code: use 1 to {dim}, the dimension")
+    width = -(-dim // subspaces)
+    padded = np.zeros((max(rows, 1), subspaces * width), dtype=np.float32)
+    padded[:rows, :dim] = sample
+    if rows <= 256:
+        repeated = padded[np.arange(256) % len(padded)]
+        return np.ascontiguousarray(
+            repeated.reshape(256, subspaces, width).transpose(1, 0, 2), dtype=np.float32
+        )
+    if rows > _TRAIN_ROWS:
+        chosen = np.random.default_rng(seed).choice(rows, _TRAIN_ROWS, replace=False)
+        padded = padded[np.sort(chosen)]
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        pq = faiss.ProductQuantizer(subspaces * width, subspaces, 8)
+        pq.cp.niter, pq.cp.seed, pq.cp.verbose = 12, seed + 1, False
+        pq.cp.min_points_per_centroid = 1
+        pq.train(padded)
+    finally:
+        faiss.omp_set_num_threads(before)
+    centroids = faiss.vector_to_array(pq.centroids).reshape(subspaces, 256, width)
+    # The padding of the last subspace must be zero, as the engine's is.
+    real = dim - (subspaces - 1) * width
+    centroids[-1, :, real:] = 0
+    return np.ascontiguousarray(centroids, dtype=np.float32)

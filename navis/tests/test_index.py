@@ -1,0 +1,219 @@
+"""The Python face of the index: metrics, types, changes, and every bad input in one line."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shorthaul.errors import EnvironmentLack, UserError
+
+import navis
+from navis.errors import Closed, Corrupt
+from navis.formats import recall
+from navis.groundtruth import exact
+
+
+def found(index: navis.Index, queries: Any, k: int = 10, **options: Any) -> Any:
+    ids, _ = index.search(queries, k, **options)
+    return ids.astype(np.int64)
+
+
+@pytest.mark.parametrize("layout", ["selective", "packed"])
+@pytest.mark.parametrize("metric", ["l2", "inner_product", "cosine"])
+def test_every_metric_finds_and_measures_as_brute_force(
+    tmp_path: Path, base: Any, queries: Any, metric: Any, layout: Any
+) -> None:
+    index = navis.Index.build(tmp_path / "ix", base[:2000], metric=metric, layout=layout)
+    with index:
+        index.insert(np.arange(2000, 3000), base[2000:])
+        truth = exact(base, queries, 10, metric)
+        ids, distances = index.search(queries, 10, L=80)
+        assert recall(ids.astype(np.int64), truth.ids, 10, truth.distances) >= 0.95
+        same = ids.astype(np.int64) == truth.ids
+        assert truth.distances is not None
+        scale = np.abs(truth.distances).max()
+        np.testing.assert_allclose(distances[same], truth.distances[same], atol=2e-5 * scale)
+        assert np.all(np.diff(distances, axis=1) >= 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "int8"])
+def test_every_type_is_stored_exactly(tmp_path: Path, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.integers(0, 120, (500, 20)).astype(dtype)
+    with navis.Index.build(tmp_path / "ix", vectors) as index:
+        assert index.dtype == np.dtype(dtype)
+        more = rng.integers(0, 120, (10, 20)).astype(dtype)
+        index.insert(np.arange(500, 510), more)
+        assert np.array_equal(index.get(np.arange(495, 510)), np.vstack([vectors[495:], more]))
+        _, distances = index.search(vectors[:50].astype(np.float32), 1, L=100)
+        assert np.all(distances == 0)
+
+
+def test_an_index_made_empty_learns_as_it_grows(tmp_path: Path, base: Any, queries: Any) -> None:
+    with navis.Index.create(tmp_path / "ix", 48) as index:
+        assert len(index) == 0
+        for start in range(0, 3000, 100):
+            index.insert(np.arange(start, start + 100), base[start : start + 100])
+        truth = exact(base, queries, 10)
+        assert recall(found(index, queries, L=60), truth.ids, 10) >= 0.95
+        assert index.verify()["faults"] == []
+
+
+def test_an_acknowledged_insert_is_there_after_opening_without_closing(
+    tmp_path: Path, base: Any
+) -> None:
+    index = navis.Index.build(tmp_path / "ix", base[:100])
+    index.insert([7000], base[200:201])
+    index.close()
+    with navis.Index.open(tmp_path / "ix") as again:
+        assert 7000 in again
+        assert found(again, base[200], 1)[0] == 7000
+
+
+def test_a_deleted_id_is_in_no_result_and_can_come_back(tmp_path: Path, base: Any) -> None:
+    with navis.Index.build(tmp_path / "ix", base[:1000]) as index:
+        gone = np.arange(0, 1000, 5)
+        assert index.delete(gone) == 200
+        assert index.delete(gone) == 0
+        assert not np.isin(found(index, base[:1000:5], 10, L=60), gone).any()
+        index.insert([5], base[5:6])
+        assert found(index, base[5], 1)[0] == 5
+
+
+def test_many_threads_may_share_an_index(tmp_path: Path, base: Any, queries: Any) -> None:
+    index = navis.Index.build(tmp_path / "ix", base[:1000], durability="group")
+    faults: list[BaseException] = []
+
+    def change(part: int) -> None:
+        try:
+            for start in range(1000 + part * 500, 1500 + part * 500, 50):
+                index.insert(np.arange(start, start + 50), base[start : start + 50])
+                assert found(index, base[start], 1, L=60)[0] == start
+                index.delete([start - 1000])
+        except BaseException as error:
+            faults.append(error)
+
+    def look() -> None:
+        try:
+            for _ in range(20):
+                ids = found(index, queries, 10)
+                assert all(len(set(row)) == 10 for row in ids)
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=change, args=(i,)) for i in range(4)]
+    threads += [threading.Thread(target=look) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults, faults[0]
+    assert len(index) == 3000 - 40
+    assert index.verify()["faults"] == []
+    index.close()
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_history_of_changes_equals_a_dictionary(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("history") / "ix"
+    model: dict[int, Any] = {}
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    index = navis.Index.create(path, 6, durability="group")
+    for _ in range(data.draw(st.integers(1, 12))):
+        match data.draw(st.sampled_from(["insert", "delete", "checkpoint", "reopen"])):
+            case "insert":
+                ids = rng.choice(40, data.draw(st.integers(1, 12)), replace=False)
+                rows = rng.normal(size=(len(ids), 6)).astype(np.float32)
+                known = sum(int(i) in model for i in ids)
+                assert index.insert(ids, rows) == known
+                model |= dict(zip(ids.tolist(), rows, strict=True))
+            case "delete":
+                ids = rng.choice(40, 5, replace=False)
+                assert index.delete(ids) == sum(int(i) in model for i in ids)
+                for i in ids.tolist():
+                    model.pop(i, None)
+            case "checkpoint":
+                index.checkpoint()
+            case "reopen":
+                index.close()
+                index = navis.Index.open(path, durability="group")
+    assert sorted(index.ids().tolist()) == sorted(model)
+    if model:
+        order = np.array(sorted(model), dtype=np.uint64)
+        rows = np.stack([model[int(i)] for i in order])
+        assert np.array_equal(index.get(order), rows)
+        ids, _ = index.search(rows, min(3, len(model)), L=50)
+        assert np.array_equal(ids[:, 0], order)
+    assert index.verify()["faults"] == []
+    index.close()
+
+
+def test_bad_input_is_one_line_that_names_it(tmp_path: Path, base: Any) -> None:
+    index = navis.Index.build(tmp_path / "ix", base[:50])
+    nan = base[:2].copy()
+    nan[1, 3] = np.nan
+    cases: list[tuple[str, Any]] = [
+        ("vectors have 47 dimensions, the index has 48", lambda: index.insert([1], base[:1, :47])),
+        ("queries have 3 dimensions, the index has 48", lambda: index.search(base[:1, :3])),
+        ("row 1", lambda: index.insert([1, 2], nan)),
+        ("row 1", lambda: index.search(nan, 1)),
+        ("k 51: the index holds 50 vectors", lambda: index.search(base[:1], 51)),
+        ("k 0", lambda: index.search(base[:1], 0)),
+        ("L 5", lambda: index.search(base[:1], 10, L=5)),
+        ("id 3 occurs twice", lambda: index.insert([3, 3], base[:2])),
+        ("id -1", lambda: index.insert([-1], base[:1])),
+        ("1 ids for 2 vectors", lambda: index.insert([1], base[:2])),
+        ("ids of type float64", lambda: index.delete([0.5])),
+        ("id 777 is not in the index", lambda: index.get([777])),
+        ("metric 'hamming'", lambda: navis.Index.build(tmp_path / "b", base, metric="hamming")),
+        ("is not empty", lambda: navis.Index.build(tmp_path / "ix", base)),
+        ("degree 300", lambda: navis.Index.build(tmp_path / "b", base, degree=300)),
+        ("dim 0", lambda: navis.Index.create(tmp_path / "b", 0)),
+        ("another process", lambda: navis.Index.open(tmp_path / "ix")),
+        ("no such folder", lambda: navis.Index.open(tmp_path / "none")),
+        ("not a navis index", lambda: navis.Index.open(tmp_path)),
+        ("too small", lambda: navis.Index.open(tmp_path / "ix", readonly=True, memory_budget=9)),
+    ]
+    for message, call in cases:
+        with pytest.raises(UserError) as raised:
+            call()
+        assert message in str(raised.value), raised.value
+        assert "\n" not in str(raised.value)
+    zero = np.zeros((1, 4), np.float32)
+    with pytest.raises(UserError, match="zero"):
+        navis.Index.build(tmp_path / "c", zero, metric="cosine")
+    assert not (tmp_path / "b").exists()
+    index.close()
+    with pytest.raises(Closed, match="closed"):
+        index.search(base[:1], 1)
+
+
+def test_a_damaged_or_newer_file_is_refused_by_name(tmp_path: Path, base: Any) -> None:
+    navis.Index.build(tmp_path / "ix", base[:200]).close()
+    state = tmp_path / "ix" / "state.nav"
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Corrupt, match=r"state\.nav"):
+        navis.Index.open(tmp_path / "ix")
+    damaged = bytearray(whole)
+    damaged[8:12] = (99).to_bytes(4, "little")
+    state.write_bytes(damaged)
+    with pytest.raises((EnvironmentLack, Corrupt), match=r"state\.nav"):
+        navis.Index.open(tmp_path / "ix")
+    state.write_bytes(whole)
+    edges = tmp_path / "ix" / "edges.dat"
+    pages = bytearray(edges.read_bytes())
+    pages[100] ^= 1
+    edges.write_bytes(pages)
+    with navis.Index.open(tmp_path / "ix", cache="none") as index:
+        assert any("edges.dat" in fault for fault in index.verify()["faults"])
+        with pytest.raises(Corrupt, match=r"edges\.dat"):
+            index.search(base[:200], 10, L=200)
