@@ -269,6 +269,17 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("seed", &BuildOptions::seed);
 
   m.def("build", &build);
+  m.def("simulate_cache", [](const py::array_t<std::uint32_t, py::array::c_style>& ids,
+                             const py::array_t<std::uint32_t, py::array::c_style>& depths,
+                             std::size_t entries, CachePolicy policy,
+                             const std::vector<NodeId>& pinned, std::uint64_t seed) {
+    check(ids.size() == depths.size(), "one depth per id");
+    std::vector<TraceAccess> trace(static_cast<std::size_t>(ids.size()));
+    for (std::size_t i = 0; i < trace.size(); ++i) trace[i] = {ids.data()[i], depths.data()[i]};
+    Release release;
+    const CacheCounters c = simulate_cache(trace, entries, policy, pinned, seed);
+    return std::pair(c.hits, c.misses);
+  });
   py::class_<Index>(m, "Index")
       .def(py::init<const std::filesystem::path&, const OpenOptions&>(), py::call_guard<Release>())
       .def_property_readonly("options", &Index::options)
@@ -303,12 +314,26 @@ PYBIND11_MODULE(_core, m) {
            })
       .def("flush", &Index::flush, py::call_guard<Release>())
       .def("checkpoint", &Index::checkpoint, py::call_guard<Release>())
+      .def_property("margin", &Index::margin, &Index::set_margin)
       .def("retrain",
            [](Index& index, const Floats& codebooks) {
              const ProductQuantizer quantizer =
                  quantizer_of(codebooks, working_dim(index.options()));
              Release release;
              index.retrain(quantizer);
+           })
+      .def("trace",
+           [](Index& index, const Floats& queries, std::size_t list, bool seek) {
+             check(queries.ndim() == 2 && queries.shape(1) == index.options().dim,
+                   "queries of another dimension");
+             Release release;
+             return index.trace(queries.data(), static_cast<std::size_t>(queries.shape(0)), list,
+                                seek);
+           })
+      .def("neighbours",
+           [](Index& index, const Ids& ids) {
+             Release release;
+             return index.neighbours(ids.data(), static_cast<std::size_t>(ids.size()));
            })
       .def("verify",
            [](Index& index) {

@@ -84,12 +84,22 @@ class Index {
   void get(const std::uint64_t* ids, std::size_t n, std::byte* raw);
   std::vector<std::uint64_t> ids();
 
+  // The margin of re-ranking that searches use unless they say otherwise; kept by a checkpoint.
+  float margin() const { return margin_.load(std::memory_order_relaxed); }
+  void set_margin(float margin);
+
   // Everything acknowledged survives the loss of power.
   void flush();
   // The log becomes empty: all is on its pages and in state.nav.
   void checkpoint();
   // Encodes every vector anew, with a quantizer trained on what is in the index now.
   void retrain(const ProductQuantizer& quantizer);
+  // For each query the ids whose lists a search (or the seeking of an insert) with this list
+  // length follows, in order.
+  std::vector<std::vector<std::uint64_t>> trace(const float* queries, std::size_t n,
+                                                std::size_t list, bool seek);
+  // The ids these ids have edges to; an unknown one is Error(bad_input).
+  std::vector<std::vector<std::uint64_t>> neighbours(const std::uint64_t* ids, std::size_t n);
   // Reads everything and compares.
   VerifyReport verify();
   Stats stats();
@@ -134,6 +144,7 @@ class Index {
   void replay(std::uint64_t from_lsn);
   void apply(std::uint64_t lsn, std::uint32_t type, std::span<const std::byte> payload);
   void plan_memory();
+  void warm();
 
   std::unique_ptr<Store> store_;
   std::unique_ptr<Wal> wal_;
@@ -147,6 +158,9 @@ class Index {
   std::mutex lanes_mutex_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::size_t lane_bytes_ = 0;
+
+  std::atomic<float> margin_{0.8F};
+  std::once_flag warmed_;
 
   std::deque<NodeId> recent_;  // committed last; a search under way may have missed them
   std::mutex recent_mutex_;

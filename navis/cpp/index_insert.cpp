@@ -330,6 +330,7 @@ void Index::absorb(Traversal& t) {
 std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::size_t n,
                           std::size_t threads) {
   require_open(true);
+  warm();
   Store& s = *store_;
   const std::size_t raw_bytes = s.space.raw_bytes();
   std::atomic<std::size_t> next{0}, replaced{0};

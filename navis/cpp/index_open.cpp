@@ -46,6 +46,7 @@ Index::Index(const std::filesystem::path& folder, const OpenOptions& session)
     const auto mode = session.readonly ? File::Mode::read : File::Mode::write;
     s.pages = File::open(folder / (s.packed() ? "records.dat" : "edges.dat"), mode, session.direct);
     if (!s.packed()) s.vectors = File::open(folder / "vectors.dat", mode, session.direct);
+    margin_ = s.options.margin;
     const std::uint64_t from = load_state();
     // Units by what the tables name; the log then moves lists out of them.
     const std::uint64_t file_units = s.pages.size() / s.format.unit_bytes();
@@ -170,6 +171,78 @@ void Index::plan_memory() {
   }
 }
 
+// Fills the cache before the first search: with every list if all fit, in one sweep of the file,
+// and otherwise with the entrance nodes', which never leave.
+void Index::warm() {
+  std::call_once(warmed_, [this] {
+    Store& s = *store_;
+    if (!s.cache || s.rows == 0) return;
+    const auto guard = s.epochs.enter_guard();
+    const std::size_t unit_bytes = s.format.unit_bytes();
+    std::vector<std::pair<std::uint32_t, NodeId>> wanted;  // location, node
+    const bool all = s.cache->capacity() >= s.rows;
+    const std::vector<NodeId> entrance = [&] {
+      std::lock_guard lock(commit_);
+      return s.entrance.ids();
+    }();
+    if (all) {
+      for (NodeId id = 0; id < s.rows; ++id) wanted.emplace_back(s.location[id].load(), id);
+    } else if (entrance.size() * 2 < s.cache->capacity()) {
+      for (const NodeId id : entrance) wanted.emplace_back(s.location[id].load(), id);
+    }
+    std::erase_if(wanted, [](const auto& w) { return w.first >= kPendingLoc; });
+    std::sort(wanted.begin(), wanted.end());
+    auto lease = lane();
+    constexpr std::size_t kBatch = 256;
+    shorthaul::uring::Buffer buffer(kBatch * unit_bytes);
+    for (std::size_t first = 0; first < wanted.size();) {
+      std::vector<std::uint32_t> units;
+      std::size_t last = first;
+      for (; last < wanted.size(); ++last) {
+        const std::uint32_t unit = s.unit_of(wanted[last].first);
+        if (!units.empty() && units.back() == unit) continue;
+        if (units.size() == kBatch) break;
+        units.push_back(unit);
+      }
+      std::vector<ReadRequest> reads;  // neighbouring units as one request
+      for (std::size_t u = 0; u < units.size(); ++u) {
+        if (u > 0 && units[u] == units[u - 1] + 1) {
+          reads.back().bytes += unit_bytes;
+        } else {
+          reads.push_back({&s.pages, s.unit_offset(units[u]), unit_bytes,
+                           buffer.span(u * unit_bytes, unit_bytes).data()});
+        }
+      }
+      lease->read(reads);
+      std::size_t u = 0;
+      for (; first < last; ++first) {
+        const auto [at, id] = wanted[first];
+        while (units[u] != s.unit_of(at)) ++u;
+        const PageView page(s.format, buffer.data() + u * unit_bytes);
+        // A damaged page is reported by whoever needs it.
+        if (!page.fault(units[u]).empty() || page.id(s.slot_of(at)) != id) continue;
+        const auto list = page.list(s.slot_of(at));
+        const auto current = [&s, id = id, at = at] { return s.location[id].load() == at; };
+        if (all) {
+          s.cache->offer(id, list, current);
+        } else {
+          std::lock_guard lock(commit_);
+          if (current()) s.cache->pin(id, list);
+        }
+      }
+    }
+  });
+}
+
+void Index::set_margin(float margin) {
+  if (!(margin >= 0 && margin <= 1)) {
+    throw Error(ErrorKind::bad_input, "margin " + std::to_string(margin) + ": use 0 to 1");
+  }
+  std::lock_guard lock(commit_);
+  margin_ = margin;
+  store_->options.margin = margin;
+}
+
 void Index::replay(std::uint64_t from_lsn) {
   const WalReplay result =
       replay_wal(store_->folder / "wal", from_lsn,
@@ -277,139 +350,6 @@ void Index::get(const std::uint64_t* ids, std::size_t n, std::byte* raw) {
     }
     s.read_vector(node, raw + i * raw_bytes);
   }
-}
-
-VerifyReport Index::verify() {
-  require_open(false);
-  Store& s = *store_;
-  VerifyReport report;
-  auto fault = [&](std::string text) {
-    if (report.faults.size() < 100) report.faults.push_back(std::move(text));
-  };
-  const auto guard = s.epochs.enter_guard();
-  const NodeId rows = s.rows;
-  const std::size_t unit_bytes = s.format.unit_bytes();
-  shorthaul::uring::Buffer buffer(unit_bytes);
-  std::uint32_t loaded = kNoLoc;
-  std::string loaded_fault;
-  // By place, so that every unit is read once.
-  std::vector<std::pair<std::uint32_t, NodeId>> order;
-  for (NodeId id = 0; id < rows; ++id) {
-    if (s.state[id] != NodeState::free) order.emplace_back(s.location[id].load(), id);
-  }
-  std::sort(order.begin(), order.end());
-  std::vector<NodeId> list;
-  std::vector<std::byte> raw(s.space.raw_bytes());
-  for (const auto& [ignored, id] : order) {
-    const std::string name = "id " + std::to_string(s.external[id]);
-    std::uint32_t at = s.location[id].load(std::memory_order_acquire);
-    if (at == kNoLoc) {
-      fault(name + ": no edge list");
-      continue;
-    }
-    bool have =
-        at == kPendingLoc && s.lists.find(id, [&](const PendingEntry& e) { list = e.list; });
-    if (!have) {
-      at = s.location[id].load(std::memory_order_acquire);
-      const std::uint32_t unit = s.unit_of(at);
-      if (unit != loaded) {
-        loaded = unit;
-        ++report.units;
-        try {
-          s.pages.read_at(s.unit_offset(unit), buffer.span(0, unit_bytes));
-          loaded_fault = PageView(s.format, buffer.data()).fault(unit);
-        } catch (const std::exception& error) {
-          loaded_fault = error.what();
-        }
-        if (!loaded_fault.empty()) {
-          fault(s.pages.path().string() + ": page at byte " + std::to_string(s.unit_offset(unit)) +
-                ": " + loaded_fault);
-        }
-      }
-      if (!loaded_fault.empty()) continue;
-      const PageView page(s.format, buffer.data());
-      const std::size_t slot = s.slot_of(at);
-      if (slot >= page.slots() || page.id(slot) != id) {
-        fault(name + ": its list is not where the table says");
-        continue;
-      }
-      const auto read = page.list(slot);
-      list.assign(read.begin(), read.end());
-    }
-    ++report.lists;
-    report.edges += list.size();
-    if (list.size() > s.options.degree) fault(name + ": too many neighbours");
-    std::sort(list.begin(), list.end());
-    if (std::adjacent_find(list.begin(), list.end()) != list.end()) {
-      fault(name + ": a neighbour twice");
-    }
-    for (const NodeId to : list) {
-      if (to == id) fault(name + ": is its own neighbour");
-      if (to >= s.rows || s.state[to] == NodeState::free)
-        fault(name + ": a neighbour that is none");
-    }
-    try {
-      s.read_vector(id, raw.data());
-      ++report.vectors;
-    } catch (const std::exception& error) {
-      fault(error.what());
-    }
-  }
-  for (const NodeId id : s.entrance.ids()) {
-    if (!s.is_live(id)) fault("the entrance graph holds a deleted node");
-  }
-  return report;
-}
-
-Stats Index::stats() {
-  require_open(false);
-  Store& s = *store_;
-  std::lock_guard lock(commit_);
-  Stats stats;
-  stats.rows = s.rows;
-  stats.live = s.live;
-  stats.deleted = stats.rows - stats.live;
-  stats.units = s.units.size();
-  stats.units_used = s.units.used();
-  stats.per_unit = s.format.per_unit();
-  stats.unit_bytes = s.format.unit_bytes();
-  stats.units_minimal = (stats.rows + stats.per_unit - 1) / stats.per_unit;
-  stats.pending_lists = s.lists.size();
-  stats.pending_vectors = s.fresh.size();
-  stats.entrance_nodes = s.entrance.size();
-  stats.entrance_evictions = s.entrance.evictions();
-  stats.table_bytes = s.table_bytes();
-  stats.code_bytes = s.quantized()->codes.memory_bytes();
-  stats.entrance_bytes = s.entrance.memory_bytes();
-  stats.id_map_bytes = id_map_.memory_bytes();
-  stats.pending_bytes =
-      s.lists.size() * (160 + 4 * s.options.degree) + s.fresh.size() * (64 + s.space.raw_bytes());
-  if (s.cache) {
-    stats.cache_entries = s.cache->entries();
-    stats.cache_capacity = s.cache->capacity();
-    stats.cache_bytes = s.cache->memory_bytes();
-    stats.cache = s.cache->counters();
-  }
-  {
-    std::lock_guard lanes(lanes_mutex_);
-    for (const auto& l : lanes_) {
-      stats.lane_bytes += l->memory_bytes();
-      stats.uring = l->ring().backend() == shorthaul::uring::Backend::uring;
-      stats.io_reason = l->ring().reason();
-    }
-  }
-  if (wal_) {
-    stats.next_lsn = wal_->next_lsn();
-    stats.durable_lsn = wal_->durable_lsn();
-    stats.wal_bytes = wal_->bytes_on_disk();
-    stats.wal = wal_->counters();
-  }
-  stats.replayed_records = replayed_;
-  stats.dropped_wal_bytes = dropped_;
-  for (const auto& file : std::filesystem::recursive_directory_iterator(s.folder)) {
-    if (file.is_regular_file()) stats.files_bytes += file.file_size();
-  }
-  return stats;
 }
 
 }  // namespace navis

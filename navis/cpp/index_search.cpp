@@ -42,6 +42,9 @@ void Index::search(const float* queries, std::size_t n, const SearchOptions& opt
                    std::uint64_t* ids, float* distances, float* micros) {
   require_open(false);
   Store& s = *store_;
+  warm();
+  Rerank rerank = options.rerank;
+  if (rerank.margin < 0) rerank.margin = margin();
   using Clock = std::chrono::steady_clock;
   std::atomic<std::size_t> next{0};
   auto work = [&] {
@@ -55,7 +58,7 @@ void Index::search(const float* queries, std::size_t n, const SearchOptions& opt
       s.space.query(queries + i * s.options.dim, working.data());
       list[t.slot] = length;
       job[t.slot] = i;
-      t.begin(working.data(), options.k, length, options.rerank, Traversal::Purpose::search);
+      t.begin(working.data(), options.k, length, rerank, Traversal::Purpose::search);
     };
     std::vector<std::size_t> longer;
     lease->run(

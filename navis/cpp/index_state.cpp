@@ -21,6 +21,8 @@ struct Meta {
   float alpha = 0, radius = 0, entrance_share = 0;
   std::uint32_t rows = 0, medoid = kNoNode, subspaces = 0;
   std::uint64_t begin_lsn = 1;
+  float margin = 0.8F;
+  std::uint32_t reserved2 = 0;
 };
 
 Meta meta_of(const Store& s) {
@@ -34,6 +36,7 @@ Meta meta_of(const Store& s) {
   meta.alpha = s.options.alpha;
   meta.radius = s.options.radius;
   meta.entrance_share = s.options.entrance_share;
+  meta.margin = s.options.margin;
   return meta;
 }
 
@@ -74,6 +77,7 @@ IndexOptions read_options(const std::filesystem::path& folder) {
   options.alpha = meta.alpha;
   options.radius = meta.radius;
   options.entrance_share = meta.entrance_share;
+  options.margin = meta.margin;
   return options;
 }
 

@@ -25,9 +25,10 @@ struct IndexOptions {
   Layout layout = Layout::selective;
   std::uint32_t degree = 32;        // R, at most 255
   std::uint32_t insert_list = 128;  // L of position seeking
-  float alpha = 1.2F;
+  float alpha = 1.1F;  // on distances; 1.2 on squared ones, as others count
   float radius = 0;              // bound of vector lengths, inner product only
   float entrance_share = 0.01F;  // entrance nodes per node
+  float margin = 0.8F;           // of re-ranking, see Rerank; calibrated after building
 };
 
 struct OpenOptions {
@@ -52,7 +53,7 @@ struct Rerank {
   std::uint32_t group = 8;  // vectors read together
   // The next candidate cannot enter the top k any more once its PQ distance, times this, is beyond
   // the k-th exact distance: the share by which PQ overrates a distance, calibrated on queries.
-  float margin = 0.8F;
+  float margin = -1;  // negative: the index's own
 };
 
 struct SearchOptions {

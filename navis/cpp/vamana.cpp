@@ -146,7 +146,7 @@ class Builder {
 
   void insert(NodeId node, NodeId entry, Worker& worker);
   void add_edge(NodeId from, NodeId to, Worker& worker);
-  void prune_list(NodeId node, Worker& worker);
+  void sort_list(NodeId node, Worker& worker);
   template <class Step>
   void in_parallel(std::size_t count, const Progress& progress, Step&& step);
 
@@ -185,10 +185,11 @@ void Builder::add_edge(NodeId from, NodeId to, Worker& worker) {
   const std::lock_guard<std::mutex> guard(lock_of(from));
   NodeId* row = rows_.data() + from * capacity_;
   row[counts_[from]++] = to;
-  if (counts_[from] == capacity_) prune_list(from, worker);
+  if (counts_[from] == capacity_) sort_list(from, worker);
 }
 
-void Builder::prune_list(NodeId node, Worker& worker) {
+// Nearest first, and pruned where it holds more than degree.
+void Builder::sort_list(NodeId node, Worker& worker) {
   NodeId* row = rows_.data() + node * capacity_;
   std::vector<Neighbour>& candidates = worker.candidates;
   candidates.clear();
@@ -196,9 +197,13 @@ void Builder::prune_list(NodeId node, Worker& worker) {
     candidates.push_back({row[i], distance(node, row[i])});
   }
   std::sort(candidates.begin(), candidates.end());
-  const std::vector<std::size_t> kept = prune(candidates);
-  for (std::size_t i = 0; i < kept.size(); ++i) row[i] = candidates[kept[i]].id;
-  counts_[node] = static_cast<std::uint16_t>(kept.size());
+  std::size_t count = 0;
+  if (candidates.size() > options_.degree) {
+    for (std::size_t i : prune(candidates)) row[count++] = candidates[i].id;
+  } else {
+    for (const Neighbour& near : candidates) row[count++] = near.id;
+  }
+  counts_[node] = static_cast<std::uint16_t>(count);
 }
 
 // step(i, worker) for i < count, on options.threads threads of which the caller's is one, the only
@@ -251,9 +256,8 @@ Graph Builder::build(NodeId entry, const Progress& progress) {
   }
   in_parallel(n_ - 1, progress,
               [&](std::size_t i, Worker& worker) { insert(order[i + 1], entry, worker); });
-  in_parallel(n_, {}, [&](std::size_t i, Worker& worker) {
-    if (counts_[i] > options_.degree) prune_list(static_cast<NodeId>(i), worker);
-  });
+  in_parallel(n_, {},
+              [&](std::size_t i, Worker& worker) { sort_list(static_cast<NodeId>(i), worker); });
   Graph graph;
   graph.degree = options_.degree;
   graph.counts.assign(counts_.begin(), counts_.end());

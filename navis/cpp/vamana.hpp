@@ -15,7 +15,7 @@ namespace navis {
 struct BuildOptions {
   std::size_t degree = 64;        // R, at most 255
   std::size_t search_list = 100;  // L of the construction's searches
-  float alpha = 1.2F;
+  float alpha = 1.1F;
   float slack = 1.3F;  // a list may grow to slack * degree before it is pruned back
   std::size_t threads = 1;
   std::uint64_t seed = 0;
@@ -40,10 +40,10 @@ using Progress = std::function<bool(std::size_t done, std::size_t total)>;
 NodeId medoid(const float* vectors, std::size_t n, std::size_t dim);
 
 // One pass of incremental insertion in a random order of the seed: greedy search from the medoid,
-// robust prune, back edges with slack; at the end every list over `degree` is pruned and nodes that
-// cannot be reached from the medoid are attached. No self loops, no duplicates; with threads == 1
-// deterministic by seed. `progress` is called from the caller's thread. Error(bad_input) for
-// options out of range and for a value that is not finite.
+// robust prune, back edges with slack; at the end every list over `degree` is pruned, all are put
+// nearest first, and nodes that cannot be reached from the medoid are attached. No self loops, no
+// duplicates; with threads == 1 deterministic by seed. `progress` is called from the caller's
+// thread. Error(bad_input) for options out of range and for a value that is not finite.
 Graph build_vamana(const float* vectors, std::size_t n, std::size_t dim,
                    const BuildOptions& options, const Progress& progress = {});
 

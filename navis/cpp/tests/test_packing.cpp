@@ -46,9 +46,12 @@ std::vector<std::size_t> plain_pack(const Lists& lists, std::size_t per_page, st
   if (start < n) search_from(start);
   for (std::size_t i = 0; i < n; ++i) search_from(i);
 
-  const auto edges = [&](std::size_t a, std::size_t b) {
-    return std::count(lists[a].begin(), lists[a].end(), b) +
-           std::count(lists[b].begin(), lists[b].end(), a);
+  const auto weight = [&](std::size_t from, std::size_t to) {
+    std::size_t sum = 0;
+    for (std::size_t place = 0; place < lists[from].size(); ++place) {
+      if (lists[from][place] == to) sum += 1020 / (4 + place);
+    }
+    return sum;
   };
   std::vector<std::size_t> order;
   std::set<std::size_t> placed;
@@ -66,10 +69,12 @@ std::vector<std::size_t> plain_pack(const Lists& lists, std::size_t per_page, st
       }
     }
     std::size_t best = n;
-    std::ptrdiff_t most = 0;
+    std::size_t most = 0;
     for (std::size_t i : seen) {
-      std::ptrdiff_t sum = 0;
-      for (std::size_t place = first; place < order.size(); ++place) sum += edges(i, order[place]);
+      std::size_t sum = 0;
+      for (std::size_t place = first; place < order.size(); ++place) {
+        sum += weight(i, order[place]) + weight(order[place], i);
+      }
       if (sum > most) best = i, most = sum;
     }
     if (best == n) {
@@ -118,6 +123,19 @@ TEST_CASE("packing: small and odd inputs") {
   CHECK(pack({{}, {}, {}}, 2, 1) == std::vector<std::size_t>{1, 0, 2});
   CHECK(pack({{1, 1, 9}, {0}, {0}}, 2, 2) == std::vector<std::size_t>{2, 0, 1});
   CHECK_THROWS_AS(pack({{}}, 0, 0), Error);
+}
+
+TEST_CASE("packing: the front of a long list counts, its end too") {
+  Lists lists(2000);
+  for (NodeId i = 1; i < 2000; ++i) lists[0].push_back(2000 - i);
+  CHECK(pack(lists, 2000, 0)[1] == 1999);
+  lists[0].resize(1100);
+  lists[0].push_back(5);
+  lists[5] = {6};
+  const auto order = pack(lists, 2000, 0);
+  CHECK(order[1] == 1999);
+  CHECK(std::find(order.begin(), order.end(), 5) - order.begin() == 1101);
+  CHECK(order[1102] == 6);
 }
 
 TEST_CASE("packing: cliques become pages") {

@@ -58,6 +58,19 @@ Graph build_and_check(const testing::Clusters& data, const BuildOptions& options
   return graph;
 }
 
+TEST_CASE("vamana: lists are nearest first, but for those attached in the end") {
+  const testing::Clusters data = testing::make_clusters(1000, 1, 12, 21, 10, 6);
+  const Graph graph = build_and_check(data, options_of(10, 20));
+  std::size_t unsorted = 0;
+  for (NodeId i = 0; i < graph.size(); ++i) {
+    const auto nearer = [&](NodeId a, NodeId b) {
+      return data.distance(i, a) < data.distance(i, b);
+    };
+    unsorted += std::is_sorted(graph.of(i).begin(), graph.of(i).end(), nearer) ? 0 : 1;
+  }
+  CHECK(unsorted <= 10);
+}
+
 bool same(const Graph& a, const Graph& b) {
   return a.degree == b.degree && a.counts == b.counts && a.rows == b.rows;
 }

@@ -26,6 +26,9 @@ Durability = Literal["sync", "group", "none"]
 
 # The quantizer is trained anew when an index has grown to these sizes, each four times the last.
 _RETRAIN_AT = (256, 1024, 4096, 16384)
+# From which size a stop rule is worth calibrating, and the margins tried, the cheapest first.
+_CALIBRATE_FROM = 1000
+_MARGINS = tuple(m / 100 for m in range(98, 49, -2))
 _METRICS = ("l2", "inner_product", "cosine")
 _DTYPES = ("float32", "float16", "uint8", "int8")
 
@@ -67,7 +70,7 @@ class Index:
         degree: int = 32,
         build_list: int = 64,
         insert_list: int = 128,
-        alpha: float = 1.2,
+        alpha: float = 1.1,
         code_bytes: int | None = None,
         radius: float | None = None,
         entrance_share: float = 0.01,
@@ -89,7 +92,8 @@ class Index:
             degree: Edges per node, R, 1 to 255.
             build_list: Search list of the construction, L.
             insert_list: Search list of later inserts.
-            alpha: Distance ratio of the pruning rule.
+            alpha: Distance ratio of the pruning rule; 1.1 is the 1.2 on squared distances that
+                DiskANN and its kin call 1.2.
             code_bytes: Bytes per vector held in memory (PQ).
             radius: Bound of vector lengths for inner product; 1.1 × the longest by default.
             entrance_share: Entrance nodes per vector.
@@ -148,7 +152,10 @@ class Index:
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
-        return cls.open(path, memory_budget=memory_budget, **session)
+        index = cls.open(path, memory_budget=memory_budget, **session)
+        if n >= _CALIBRATE_FROM and not session.get("readonly"):
+            index.calibrate(seed=seed)
+        return index
 
     @classmethod
     def open(
@@ -371,6 +378,68 @@ class Index:
         size = code_bytes or quantizer.default_bytes(working.shape[1])
         with translated():
             self._core.retrain(quantizer.train(working, size, seed))
+
+    def trace(self, queries: npt.ArrayLike, L: int, *, seek: bool = False) -> list[Ids]:
+        """Give for each query the ids whose edge lists a search follows, in order.
+
+        With `seek` it is the position seeking of an insert.
+        """
+        given = np.ascontiguousarray(queries, dtype=np.float32)
+        _check_rows(given, self.dim, "queries")
+        with translated():
+            paths = self._core.trace(given, L, seek)
+        return [np.array(path, dtype=np.uint64) for path in paths]
+
+    def neighbours(self, ids: npt.ArrayLike) -> list[Ids]:
+        """Give the ids these ids have edges to; an unknown id is a UserError."""
+        with translated():
+            lists = self._core.neighbours(_ids(ids))
+        return [np.array(found, dtype=np.uint64) for found in lists]
+
+    def calibrate(
+        self,
+        queries: npt.ArrayLike | None = None,
+        *,
+        k: int = 10,
+        loss: float = 0.001,
+        seed: int = 0,
+    ) -> float:
+        """Set how early re-ranking may stop, so that it costs at most `loss` of recall@k.
+
+        Tries margins against reading every candidate's vector, at search lists of 2k, 4k and 8k.
+
+        Args:
+            queries: (n, d) as they will be asked; 400 stored vectors by default.
+            k: Neighbours compared.
+            loss: Share of results that may differ from full re-ranking's, at each list length.
+            seed: Of the choice of vectors.
+
+        Returns:
+            The margin, kept in the index; 0 where no margin is good enough (stop rule off).
+        """
+        if self.layout == "packed":
+            return float(self._core.margin)
+        if queries is None:
+            ids = self.ids()
+            chosen = np.random.default_rng(seed).choice(ids, min(400, len(ids)), replace=False)
+            queries = self.get(np.sort(chosen)).astype(np.float32)
+        lists = [2 * k, 4 * k, 8 * k]
+        full = {L: self.search(queries, k, L=L, margin=0.0)[0] for L in lists}
+
+        def lost(margin: float) -> float:
+            """The larger of the losses at all lengths."""
+            worst = 0.0
+            for L in lists:
+                found = self.search(queries, k, L=L, margin=margin)[0]
+                same = np.mean([np.isin(f, g).mean() for f, g in zip(full[L], found, strict=True)])
+                worst = max(worst, 1.0 - float(same))
+            return worst
+
+        best = next((m for m in _MARGINS if lost(m) <= loss), 0.0)
+        with translated():
+            self._core.margin = best
+            self._core.checkpoint()
+        return best
 
     def verify(self) -> dict[str, Any]:
         """Read everything and compare; `faults` is empty when all is well."""

@@ -12,11 +12,11 @@ _TRAIN_ROWS = 50 * 256  # faiss asks for 39 or more rows per centroid
 
 
 def default_bytes(dim: int) -> int:
-    """Give the bytes of a code: one per 8 dimensions at high, per 4 at low dimension.
+    """Give the bytes of a code: a quarter of a low dimension, a sixth of a middle one, at most 256.
 
-    Below an eighth re-ranking loses recall (docs/design, section codes).
+    With fewer, PQ orders candidates so poorly that re-ranking has to read nearly all of them.
     """
-    return max(1, min(dim, dim // 4 if dim <= 256 else dim // 8))
+    return max(1, dim // 4 if dim <= 256 else min(256, max(64, dim // 6)))
 
 
 def working_space(vectors: npt.NDArray[np.generic], metric: str, radius: float) -> Floats:
