@@ -57,13 +57,19 @@ Progress progress_of(const py::object& callback) {
 
 void build(const std::filesystem::path& folder, const IndexOptions& options, const py::array& raw,
            const Ids& ids, const Floats& codebooks, const BuildOptions& how,
-           const py::object& progress) {
+           const py::object& progress, const std::optional<Floats>& centres, std::size_t largest,
+           const std::filesystem::path& file, std::uint64_t offset) {
   const BuildData data{rows_of(raw, options, ids.size()), ids.data(),
-                       static_cast<std::size_t>(ids.size())};
+                       static_cast<std::size_t>(ids.size()), file, offset};
   const ProductQuantizer quantizer = quantizer_of(codebooks, working_dim(options));
   const Progress report = progress_of(progress);
   Release release;
-  Index::build(folder, options, data, quantizer, how, report);
+  if (centres) {
+    const std::span<const float> rows(centres->data(), static_cast<std::size_t>(centres->size()));
+    Index::build_out_of_core(folder, options, data, quantizer, rows, largest, how, report);
+  } else {
+    Index::build(folder, options, data, quantizer, how, report);
+  }
 }
 
 py::tuple search(Index& index, const Floats& queries, const SearchOptions& options) {
@@ -88,41 +94,7 @@ py::tuple search(Index& index, const Floats& queries, const SearchOptions& optio
 py::dict counters(Index& index) {
   const Counters& c = index.store().counters;
   py::dict out;
-#define NAVIS_COUNTER(name) out[#name] = c.name.load()
-  NAVIS_COUNTER(searches);
-  NAVIS_COUNTER(inserts);
-  NAVIS_COUNTER(deletes);
-  NAVIS_COUNTER(exhaustive_searches);
-  NAVIS_COUNTER(search_expansions);
-  NAVIS_COUNTER(seek_expansions);
-  NAVIS_COUNTER(search_edge_reads);
-  NAVIS_COUNTER(search_vector_reads);
-  NAVIS_COUNTER(search_read_bytes);
-  NAVIS_COUNTER(seek_edge_reads);
-  NAVIS_COUNTER(seek_vector_reads);
-  NAVIS_COUNTER(seek_read_bytes);
-  NAVIS_COUNTER(search_vectors);
-  NAVIS_COUNTER(seek_vectors);
-  NAVIS_COUNTER(search_shared);
-  NAVIS_COUNTER(seek_shared);
-  NAVIS_COUNTER(search_cached);
-  NAVIS_COUNTER(seek_cached);
-  NAVIS_COUNTER(flush_edge_pages);
-  NAVIS_COUNTER(flush_edge_writes);
-  NAVIS_COUNTER(flush_lists);
-  NAVIS_COUNTER(flush_vector_pages);
-  NAVIS_COUNTER(flush_vector_writes);
-  NAVIS_COUNTER(flush_reads);
-  NAVIS_COUNTER(absorbed_units);
-  NAVIS_COUNTER(absorbed_lists);
-  NAVIS_COUNTER(cleaned_units);
-  NAVIS_COUNTER(stale_retries);
-  NAVIS_COUNTER(checkpoints);
-  NAVIS_COUNTER(checkpoint_bytes);
-  NAVIS_COUNTER(entrance_promotions);
-  NAVIS_COUNTER(entrance_evictions);
-  NAVIS_COUNTER(entrance_reads);
-#undef NAVIS_COUNTER
+  c.each([&](const char* name, const auto& value) { out[name] = value.load(); });
   const Stats s = index.stats();
   out["wal_records"] = s.wal.records;
   out["wal_payload_bytes"] = s.wal.payload_bytes;
@@ -140,37 +112,7 @@ py::dict stats(Index& index) {
     return index.stats();
   }();
   py::dict out;
-#define NAVIS_STAT(name) out[#name] = s.name
-  NAVIS_STAT(live);
-  NAVIS_STAT(deleted);
-  NAVIS_STAT(rows);
-  NAVIS_STAT(units);
-  NAVIS_STAT(units_used);
-  NAVIS_STAT(units_minimal);
-  NAVIS_STAT(unit_bytes);
-  NAVIS_STAT(per_unit);
-  NAVIS_STAT(pending_lists);
-  NAVIS_STAT(pending_vectors);
-  NAVIS_STAT(entrance_nodes);
-  NAVIS_STAT(entrance_evictions);
-  NAVIS_STAT(cache_entries);
-  NAVIS_STAT(cache_capacity);
-  NAVIS_STAT(table_bytes);
-  NAVIS_STAT(code_bytes);
-  NAVIS_STAT(entrance_bytes);
-  NAVIS_STAT(cache_bytes);
-  NAVIS_STAT(lane_bytes);
-  NAVIS_STAT(pending_bytes);
-  NAVIS_STAT(id_map_bytes);
-  NAVIS_STAT(next_lsn);
-  NAVIS_STAT(durable_lsn);
-  NAVIS_STAT(wal_bytes);
-  NAVIS_STAT(replayed_records);
-  NAVIS_STAT(dropped_wal_bytes);
-  NAVIS_STAT(files_bytes);
-  NAVIS_STAT(uring);
-  NAVIS_STAT(io_reason);
-#undef NAVIS_STAT
+  s.each([&](const char* name, const auto& value) { out[name] = value; });
   return out;
 }
 
@@ -186,14 +128,19 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The engine of navis; navis.Index is its public face.";
   static py::exception<Error> error(m, "Error", PyExc_RuntimeError);
   py::register_exception_translator([](std::exception_ptr p) {
+    const auto raise = [](ErrorKind kind, const char* what) {
+      static constexpr const char* kinds[] = {"bad_input", "environment", "corrupt",
+                                              "io",        "no_space",    "closed"};
+      py::object raised = py::handle(error)(what);
+      raised.attr("kind") = kinds[static_cast<int>(kind)];
+      PyErr_SetObject(error.ptr(), raised.ptr());
+    };
     try {
       if (p) std::rethrow_exception(p);
     } catch (const Error& e) {
-      static constexpr const char* kinds[] = {"bad_input", "environment", "corrupt",
-                                              "io",        "no_space",    "closed"};
-      py::object raised = py::handle(error)(e.what());
-      raised.attr("kind") = kinds[static_cast<int>(e.kind())];
-      PyErr_SetObject(error.ptr(), raised.ptr());
+      raise(e.kind(), e.what());
+    } catch (const std::system_error& e) {  // of files; the message names them
+      raise(kind_of(e.code().value()), e.what());
     }
   });
 
@@ -269,17 +216,18 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("seed", &BuildOptions::seed);
 
   m.def("build", &build);
-  m.def("simulate_cache", [](const py::array_t<std::uint32_t, py::array::c_style>& ids,
-                             const py::array_t<std::uint32_t, py::array::c_style>& depths,
-                             std::size_t entries, CachePolicy policy,
-                             const std::vector<NodeId>& pinned, std::uint64_t seed) {
-    check(ids.size() == depths.size(), "one depth per id");
-    std::vector<TraceAccess> trace(static_cast<std::size_t>(ids.size()));
-    for (std::size_t i = 0; i < trace.size(); ++i) trace[i] = {ids.data()[i], depths.data()[i]};
-    Release release;
-    const CacheCounters c = simulate_cache(trace, entries, policy, pinned, seed);
-    return std::pair(c.hits, c.misses);
-  });
+  m.def("simulate_cache",
+        [](const py::array_t<std::uint32_t, py::array::c_style>& ids,
+           const py::array_t<std::uint32_t, py::array::c_style>& depths, std::size_t entries,
+           CachePolicy policy, const std::vector<NodeId>& pinned, std::uint64_t seed) {
+          check(ids.size() == depths.size(), "one depth per id");
+          std::vector<TraceAccess> trace(static_cast<std::size_t>(ids.size()));
+          for (std::size_t i = 0; i < trace.size(); ++i)
+            trace[i] = {ids.data()[i], depths.data()[i]};
+          Release release;
+          const CacheCounters c = simulate_cache(trace, entries, policy, pinned, seed);
+          return std::pair(c.hits, c.misses);
+        });
   py::class_<Index>(m, "Index")
       .def(py::init<const std::filesystem::path&, const OpenOptions&>(), py::call_guard<Release>())
       .def_property_readonly("options", &Index::options)

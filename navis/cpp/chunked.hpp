@@ -46,6 +46,11 @@ class ChunkedRows {
   const T* row(std::size_t i) const {
     return chunks_[i >> kLog].load(std::memory_order_acquire) + (i & (kRows - 1)) * width_;
   }
+  // The same, or row 0 where row i is in a chunk that was never grown.
+  const T* row_or_first(std::size_t i) const {
+    const T* chunk = chunks_[i >> kLog].load(std::memory_order_acquire);
+    return chunk ? chunk + (i & (kRows - 1)) * width_ : row(0);
+  }
   T& operator[](std::size_t i) { return *row(i); }
   const T& operator[](std::size_t i) const { return *row(i); }
 

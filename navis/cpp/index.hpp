@@ -25,6 +25,10 @@ struct BuildData {
   const std::byte* raw = nullptr;
   const std::uint64_t* ids = nullptr;
   std::size_t n = 0;
+  // Where the rows are in a file, if they are: read from there instead of through `raw`, whose
+  // mapped pages would count as memory in use.
+  std::filesystem::path file = {};
+  std::uint64_t offset = 0;
 };
 
 struct Stats {
@@ -42,6 +46,25 @@ struct Stats {
   CacheCounters cache;
   bool uring = false;
   std::string io_reason;
+
+  // f(name, value) for each of the plain ones.
+  template <class F>
+  void each(F&& f) const {
+    // clang-format off
+    f("live", live); f("deleted", deleted); f("rows", rows); f("units", units);
+    f("units_used", units_used); f("units_minimal", units_minimal); f("unit_bytes", unit_bytes);
+    f("per_unit", per_unit); f("pending_lists", pending_lists);
+    f("pending_vectors", pending_vectors); f("entrance_nodes", entrance_nodes);
+    f("entrance_evictions", entrance_evictions); f("cache_entries", cache_entries);
+    f("cache_capacity", cache_capacity); f("table_bytes", table_bytes);
+    f("code_bytes", code_bytes); f("entrance_bytes", entrance_bytes);
+    f("cache_bytes", cache_bytes); f("lane_bytes", lane_bytes);
+    f("pending_bytes", pending_bytes); f("id_map_bytes", id_map_bytes); f("next_lsn", next_lsn);
+    f("durable_lsn", durable_lsn); f("wal_bytes", wal_bytes);
+    f("replayed_records", replayed_records); f("dropped_wal_bytes", dropped_wal_bytes);
+    f("files_bytes", files_bytes); f("uring", uring); f("io_reason", io_reason);
+    // clang-format on
+  }
 };
 
 struct VerifyReport {
@@ -56,6 +79,12 @@ class Index {
   static void build(const std::filesystem::path& folder, const IndexOptions& options,
                     const BuildData& data, const ProductQuantizer& quantizer,
                     const BuildOptions& build, const Progress& progress);
+  // The same without holding the vectors: `centres` (rows of working dimension) say how to cut the
+  // set into overlapping clusters of at most `largest` vectors, which are built one by one.
+  static void build_out_of_core(const std::filesystem::path& folder, const IndexOptions& options,
+                                const BuildData& data, const ProductQuantizer& quantizer,
+                                std::span<const float> centres, std::size_t largest,
+                                const BuildOptions& how, const Progress& progress);
   // The same from a graph made elsewhere (out-of-core build, import): row i of the graph is row i
   // of the data. `stored(i)` gives n raw bytes of vector i, in any order.
   static void write(const std::filesystem::path& folder, const IndexOptions& options,
@@ -137,7 +166,8 @@ class Index {
   void flush_lists(Lane& lane, bool commit_held = false);
   void flush_vectors(Lane& lane, bool all);
   bool clean_units(Lane& lane);
-  void finish_checkpoint(std::uint64_t begin_lsn, std::mutex& commit);
+  void finish_checkpoint(std::uint64_t begin_lsn, std::mutex& commit,
+                         const std::shared_ptr<Quantized>& retrained);
 
   // index_open.cpp
   std::uint64_t load_state();

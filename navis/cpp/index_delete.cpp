@@ -20,11 +20,11 @@ struct Change {
 std::vector<std::size_t> nearest_to(const Quantized& q, NodeId id,
                                     const std::vector<NodeId>& nodes) {
   std::vector<float> own(q.pq.dim()), other(q.pq.dim());
-  q.pq.decode(q.codes.row(id), own.data());
+  q.pq.decode(q.code(id), own.data());
   std::vector<std::pair<float, std::size_t>> order;
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     if (nodes[i] == id) continue;
-    q.pq.decode(q.codes.row(nodes[i]), other.data());
+    q.pq.decode(q.code(nodes[i]), other.data());
     order.emplace_back(kernels::l2(own.data(), other.data(), own.size()), i);
   }
   std::sort(order.begin(), order.end());
@@ -39,9 +39,9 @@ std::size_t Index::remove(const std::uint64_t* ids, std::size_t n) {
   require_open(true);
   Store& s = *store_;
   std::vector<NodeId> gone;
-  const auto quantized = s.quantized();
   for (std::size_t i = 0; i < n; ++i) {
     std::lock_guard lock(commit_);
+    const auto quantized = s.quantized();  // under the lock: retrain() replaces it
     const NodeId node = id_map_.find(ids[i]);
     if (node == kNoNode) continue;
     ByteWriter record;
@@ -77,17 +77,18 @@ void Index::patch_around(const std::vector<NodeId>& gone) {
         job[t.slot] = i;
         // By its code: the neighbourhood is found as well, and nothing is read for it.
         const auto quantized = s.quantized();
-        quantized->pq.decode(quantized->codes.row(gone[i]), working.data());
+        quantized->pq.decode(quantized->code(gone[i]), working.data());
         t.begin(working.data(), 1, s.options.insert_list / 2, Rerank{1, 1.0F},
                 Traversal::Purpose::seek);
         return true;
       },
       [&](Traversal& t) {
         const NodeId dead = gone[job[t.slot]];
-        const Quantized& q = t.quantized();
         std::vector<NodeId> heirs;  // its live neighbours, who lose a way in
         std::vector<Change> changes;
         std::lock_guard lock(commit_);
+        const auto quantized = s.quantized();
+        const Quantized& q = *quantized;
         for (const Expanded& e : t.expanded()) {
           if (e.node.id != dead) continue;
           for (const NodeId id : t.list(e)) {
@@ -137,7 +138,7 @@ void Index::patch_around(const std::vector<NodeId>& gone) {
                 change->list.end()) {
               break;
             }
-            q.pq.decode(q.codes.row(heirs[h]), working.data());
+            q.pq.decode(q.code(heirs[h]), working.data());
             if (change->list.size() < s.options.degree) {
               change->list.push_back(heirs[h]);
             } else {

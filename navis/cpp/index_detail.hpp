@@ -17,9 +17,10 @@ inline constexpr std::uint32_t kStateVersion = 1;
 
 // What an index is, from its state.nav; Error(bad_input) where there is none.
 IndexOptions read_options(const std::filesystem::path& folder);
-// Writes state.nav, from which the log is to be replayed at begin_lsn; gives its size. Takes
-// `commit` for short pieces, and makes the log and the page files durable first.
-std::uint64_t save_state(Store& store, std::uint64_t begin_lsn, std::mutex& commit, Wal* wal);
+// Writes state.nav with these codes, from which the log is to be replayed at begin_lsn; gives its
+// size. Takes `commit` for short pieces, and makes the log and the page files durable first.
+std::uint64_t save_state(Store& store, const std::shared_ptr<Quantized>& quantized,
+                         std::uint64_t begin_lsn, std::mutex& commit, Wal* wal);
 
 // A lane for the time of a call; a lane that threw is not used again.
 class Index::LaneLease {

@@ -98,8 +98,14 @@ void Index::flush_lists(Lane& lane, bool commit_held) {
   for (std::size_t i = 0; i < lists.size(); ++i) {
     const NodeId id = lists[i].id;
     bool same = false;
-    s.lists.find(id, [&](const PendingEntry& e) { same = e.version == lists[i].entry.version; });
-    if (!same) continue;  // changed again meanwhile; it goes with the next flush
+    s.lists.put(id, [&](PendingEntry& e) {
+      same = e.version == lists[i].entry.version;
+      // Changed again meanwhile, so it goes with the next flush. A checkpoint taken before that
+      // refers to what was written now: the log has the list, but a packed record's vector may be
+      // nowhere else, as the unit it had before is given up when the checkpoint is complete.
+      if (!same) e.base_location = target[i];
+    });
+    if (!same) continue;
     s.units.moved_in(s.unit_of(target[i]));
     s.location[id].store(target[i], std::memory_order_release);
     s.lists.erase(id);
@@ -302,17 +308,25 @@ void Index::checkpoint() {
     s.units.checkpoint_ends(false);
     throw;
   }
-  finish_checkpoint(begin_lsn, commit_);
+  finish_checkpoint(begin_lsn, commit_, nullptr);
 }
 
-// Writes the state file and gives back what only the older one needed.
-void Index::finish_checkpoint(std::uint64_t begin_lsn, std::mutex& commit) {
+// Writes the state file and gives back what only the older one needed. With `retrained`, these
+// codes are in the file and then take the place of the index's: the log's records have codes of the
+// quantizer that the state file has, whatever fails.
+void Index::finish_checkpoint(std::uint64_t begin_lsn, std::mutex& commit,
+                              const std::shared_ptr<Quantized>& retrained) {
   Store& s = *store_;
   try {
-    state_bytes_ = save_state(s, begin_lsn, commit, wal_.get());
+    state_bytes_ =
+        save_state(s, retrained ? retrained : s.quantized(), begin_lsn, commit, wal_.get());
   } catch (...) {
     s.units.checkpoint_ends(false);
     throw;
+  }
+  if (retrained) {
+    s.quantize(retrained);
+    s.entrance.build(*retrained, s.entrance.ids(), 1);
   }
   wal_->remove_before(begin_lsn);
   s.units.checkpoint_ends(true);
@@ -331,10 +345,10 @@ void Index::retrain(const ProductQuantizer& quantizer) {
   auto lease = lane();
   const std::uint64_t begin_lsn = wal_->rotate();
   s.units.checkpoint_begins();
+  auto quantized = std::make_shared<Quantized>(quantizer);
   try {
     flush_lists(*lease, true);
     flush_vectors(*lease, true);
-    auto quantized = std::make_shared<Quantized>(quantizer);
     const NodeId rows = s.rows;
     quantized->codes.grow(rows);
     std::vector<std::byte> raw(s.space.raw_bytes());
@@ -345,14 +359,12 @@ void Index::retrain(const ProductQuantizer& quantizer) {
       s.space.stored(raw.data(), working.data());
       quantizer.encode(working.data(), quantized->codes.row(id));
     }
-    s.quantize(quantized);
-    s.entrance.build(*quantized, s.entrance.ids(), 1);
   } catch (...) {
     s.units.checkpoint_ends(false);
     throw;
   }
   std::mutex held;
-  finish_checkpoint(begin_lsn, held);
+  finish_checkpoint(begin_lsn, held, quantized);
 }
 
 }  // namespace navis

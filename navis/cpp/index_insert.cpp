@@ -31,7 +31,7 @@ std::size_t Index::victim(const Quantized& q, NodeId owner, std::span<const Node
   const std::size_t dim = q.pq.dim();
   scratch.resize((list.size() + 1) * dim);
   float* own = scratch.data() + list.size() * dim;
-  q.pq.decode(q.codes.row(owner), own);
+  q.pq.decode(q.code(owner), own);
   // Deleted nodes go first: they are on their way out anyway.
   for (std::size_t i = 0; i < list.size(); ++i) {
     if (!store_->is_live(list[i])) return i;
@@ -40,7 +40,7 @@ std::size_t Index::victim(const Quantized& q, NodeId owner, std::span<const Node
   entries.reserve(list.size());
   for (std::size_t i = 0; i < list.size(); ++i) {
     float* v = scratch.data() + i * dim;
-    q.pq.decode(q.codes.row(list[i]), v);
+    q.pq.decode(q.code(list[i]), v);
     entries.push_back({list[i], kernels::l2(own, v, dim)});
   }
   auto vector = [&](std::size_t i) { return scratch.data() + i * dim; };
@@ -96,7 +96,7 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
     const bool met = std::any_of(t.expanded().begin(), t.expanded().end(),
                                  [&](const Expanded& e) { return e.node.id == id; });
     if (met) continue;
-    q.pq.decode(q.codes.row(id), decoded.data());
+    q.pq.decode(q.code(id), decoded.data());
     add(id, kernels::l2(plan.working.data(), decoded.data(), dim), nullptr);
   }
   std::sort(candidates.begin(), candidates.end(),
@@ -111,7 +111,7 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
     if (candidates[i].vector) return candidates[i].vector;
     if (vectors[i].empty()) {
       vectors[i].resize(dim);
-      q.pq.decode(q.codes.row(candidates[i].node.id), vectors[i].data());
+      q.pq.decode(q.code(candidates[i].node.id), vectors[i].data());
     }
     return vectors[i].data();
   };
@@ -194,9 +194,9 @@ void Index::change_list(NodeId id, std::vector<NodeId> list, std::vector<std::by
 bool Index::commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, Plan& plan) {
   Store& s = *store_;
   const std::size_t degree = s.options.degree, raw_bytes = s.space.raw_bytes();
-  const auto quantized = s.quantized();
   std::vector<float> scratch;
   std::lock_guard lock(commit_);
+  const auto quantized = s.quantized();  // under the lock: retrain() replaces it
 
   const NodeId replaced = id_map_.find(id);
   const NodeId node = s.rows.load(std::memory_order_relaxed);

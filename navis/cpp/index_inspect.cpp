@@ -30,8 +30,7 @@ std::vector<std::vector<std::uint64_t>> Index::trace(const float* queries, std::
   return paths;
 }
 
-std::vector<std::vector<std::uint64_t>> Index::neighbours(const std::uint64_t* ids,
-                                                          std::size_t n) {
+std::vector<std::vector<std::uint64_t>> Index::neighbours(const std::uint64_t* ids, std::size_t n) {
   require_open(false);
   Store& s = *store_;
   std::vector<std::vector<std::uint64_t>> lists(n);
@@ -192,8 +191,13 @@ Stats Index::stats() {
   }
   stats.replayed_records = replayed_;
   stats.dropped_wal_bytes = dropped_;
-  for (const auto& file : std::filesystem::recursive_directory_iterator(s.folder)) {
-    if (file.is_regular_file()) stats.files_bytes += file.file_size();
+  // A checkpoint beside us renames and removes files; what has gone counts for nothing.
+  std::error_code gone;
+  for (auto file = std::filesystem::recursive_directory_iterator(s.folder, gone);
+       !gone && file != std::filesystem::recursive_directory_iterator(); file.increment(gone)) {
+    std::error_code error;
+    const std::uint64_t bytes = file->is_regular_file(error) ? file->file_size(error) : 0;
+    if (!error) stats.files_bytes += bytes;
   }
   return stats;
 }

@@ -48,17 +48,14 @@ Index::Index(const std::filesystem::path& folder, const OpenOptions& session)
     if (!s.packed()) s.vectors = File::open(folder / "vectors.dat", mode, session.direct);
     margin_ = s.options.margin;
     const std::uint64_t from = load_state();
-    // Units by what the tables name; the log then moves lists out of them.
-    const std::uint64_t file_units = s.pages.size() / s.format.unit_bytes();
-    std::vector<std::uint32_t> counts(file_units, 0);
+    // Units by what the tables name; the log then moves lists out of them. The state file names
+    // no unit that was not durable before it: one behind the file's end has been cut off, and who
+    // reads it says so.
+    std::vector<std::uint32_t> counts(s.pages.size() / s.format.unit_bytes(), 0);
     for (NodeId id = 0; id < s.rows; ++id) {
       const std::uint32_t at = s.location[id];
       if (at == kNoLoc) continue;
-      if (s.unit_of(at) >= file_units) {
-        // A list the log holds; its page was never written.
-        s.location[id] = kNoLoc;
-        continue;
-      }
+      if (s.unit_of(at) >= counts.size()) counts.resize(s.unit_of(at) + 1, 0);
       ++counts[s.unit_of(at)];
     }
     s.units.load(counts);
@@ -260,18 +257,18 @@ void Index::apply(std::uint64_t lsn, std::uint32_t type, std::span<const std::by
   ByteReader record(payload);
   const auto quantized = s.quantized();
   std::vector<NodeId> list;
+  auto refuse = [&](const char* what) {
+    throw Error(ErrorKind::corrupt, (s.folder / "wal").string() + ": record " +
+                                        std::to_string(lsn) + " does not follow from state.nav: " +
+                                        what);
+  };
   auto restore = [&](NodeId id) {
-    if (id >= s.rows) throw Error(ErrorKind::corrupt, "a record of the log names an unknown node");
+    if (id >= s.rows) refuse("it names an unknown node");
     std::vector<std::byte> vector;
-    if (s.packed()) {  // the other half of the record, from where it was
-      const std::uint32_t at = s.location[id];
-      if (at != kPendingLoc && at != kNoLoc) {
-        shorthaul::uring::Buffer buffer(s.format.unit_bytes());
-        s.pages.read_at(s.unit_offset(s.unit_of(at)), buffer.span(0, s.format.unit_bytes()));
-        s.check_unit(s.unit_of(at), buffer.data());
-        const std::byte* raw = PageView(s.format, buffer.data()).vector(s.slot_of(at));
-        vector.assign(raw, raw + s.space.raw_bytes());
-      }
+    if (s.packed() && s.location[id] != kPendingLoc) {  // the record's other half, from its page
+      vector.resize(s.space.raw_bytes());
+      if (s.location[id] == kNoLoc) refuse("it changes a node that has no vector");
+      s.read_vector(id, vector.data());
     }
     change_list(id, list, std::move(vector), lsn);
   };
@@ -281,7 +278,7 @@ void Index::apply(std::uint64_t lsn, std::uint32_t type, std::span<const std::by
     const auto replaced = record.get<NodeId>();
     const auto raw = record.take(s.space.raw_bytes());
     const auto code = record.take(quantized->pq.subspaces());
-    if (node > s.rows) throw Error(ErrorKind::corrupt, "the log skips a node");
+    if (node > s.rows) refuse("it skips a node");
     s.grow(node + 1);
     quantized->codes.grow(node + 1);
     if (node == s.rows) {
@@ -309,7 +306,7 @@ void Index::apply(std::uint64_t lsn, std::uint32_t type, std::span<const std::by
     for (std::uint32_t i = 0; i < changes; ++i) restore(record.get_list(list));
   } else if (type == static_cast<std::uint32_t>(RecordType::remove)) {
     const auto node = record.get<NodeId>();
-    if (node >= s.rows) throw Error(ErrorKind::corrupt, "the log deletes an unknown node");
+    if (node >= s.rows) refuse("it deletes an unknown node");
     s.state[node] = NodeState::deleted;
     s.entrance.erase(*quantized, node);
   } else if (type == static_cast<std::uint32_t>(RecordType::patch)) {

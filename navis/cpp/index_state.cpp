@@ -81,14 +81,13 @@ IndexOptions read_options(const std::filesystem::path& folder) {
   return options;
 }
 
-std::uint64_t save_state(Store& s, std::uint64_t begin_lsn, std::mutex& commit, Wal* wal) {
+std::uint64_t save_state(Store& s, const std::shared_ptr<Quantized>& quantized,
+                         std::uint64_t begin_lsn, std::mutex& commit, Wal* wal) {
   SectionWriter file(s.folder / "state.nav");
   std::uint32_t rows;
-  std::shared_ptr<Quantized> quantized;
   {
     std::lock_guard lock(commit);
     rows = s.rows;
-    quantized = s.quantized();
     Meta meta = meta_of(s);
     meta.rows = rows;
     meta.medoid = s.medoid;

@@ -46,8 +46,7 @@ class Appender {
     try {
       file_.write_at(written_, buffer_.span(0, used_));
     } catch (const std::system_error& error) {
-      const bool full = error.code().value() == ENOSPC || error.code().value() == EFBIG;
-      throw Error(full ? ErrorKind::no_space : ErrorKind::io, error.what());
+      throw Error(kind_of(error.code().value()), error.what());
     }
     written_ += used_;
     used_ = 0;
@@ -151,7 +150,7 @@ void Index::write(const std::filesystem::path& folder, const IndexOptions& optio
     s.entrance.build(*quantized, sample, seed);
   }
   std::mutex alone;
-  save_state(s, 1, alone, nullptr);
+  save_state(s, quantized, 1, alone, nullptr);
 }
 
 }  // namespace navis

@@ -21,8 +21,7 @@ shorthaul::uring::Options ring_options(const Store& store) {
   if (error == ENODATA) {
     throw Error(ErrorKind::corrupt, where + "the file ends early; run navis verify");
   }
-  const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
-  throw Error(full ? ErrorKind::no_space : ErrorKind::io, where + std::strerror(error));
+  throw Error(kind_of(error), where + std::strerror(error));
 }
 
 }  // namespace
@@ -59,8 +58,9 @@ void Lane::run(std::size_t in_flight, const std::function<bool(Traversal&)>& nex
   auto drive = [&](Traversal& t) {
     while (!t.advance()) {
       outstanding[t.slot] = t.requests().size();
-      for (const ReadRequest& r : t.requests()) {
-        ring_.read(*r.file, r.offset, {r.into, r.bytes}, t.slot);
+      for (std::size_t i = 0; i < t.requests().size(); ++i) {
+        const ReadRequest& r = t.requests()[i];
+        ring_.read(*r.file, r.offset, {r.into, r.bytes}, i * in_flight + t.slot);
       }
       return;
     }
@@ -80,12 +80,12 @@ void Lane::run(std::size_t in_flight, const std::function<bool(Traversal&)>& nex
       completions_.clear();
       ring_.submit_and_wait(1, completions_);
       for (const auto& c : completions_) {
-        Traversal& t = *traversals_[c.tag];
+        Traversal& t = *traversals_[c.tag % in_flight];
         if (c.error) {
-          const ReadRequest& first = t.requests().front();
-          fail(*first.file, first.offset, false, c.error);
+          const ReadRequest& failed = t.requests()[c.tag / in_flight];
+          fail(*failed.file, failed.offset, false, c.error);
         }
-        if (--outstanding[c.tag] == 0) {
+        if (--outstanding[t.slot] == 0) {
           drive(t);
           fill(t);
         }

@@ -25,10 +25,10 @@ struct IndexOptions {
   Layout layout = Layout::selective;
   std::uint32_t degree = 32;        // R, at most 255
   std::uint32_t insert_list = 128;  // L of position seeking
-  float alpha = 1.1F;  // on distances; 1.2 on squared ones, as others count
-  float radius = 0;              // bound of vector lengths, inner product only
-  float entrance_share = 0.01F;  // entrance nodes per node
-  float margin = 0.8F;           // of re-ranking, see Rerank; calibrated after building
+  float alpha = 1.1F;               // on distances; 1.2 on squared ones, as others count
+  float radius = 0;                 // bound of vector lengths, inner product only
+  float entrance_share = 0.01F;     // entrance nodes per node
+  float margin = 0.8F;              // of re-ranking, see Rerank; calibrated after building
 };
 
 struct OpenOptions {
@@ -79,6 +79,29 @@ struct Counters {
       stale_retries{0};
   std::atomic<std::uint64_t> checkpoints{0}, checkpoint_bytes{0};
   std::atomic<std::uint64_t> entrance_promotions{0}, entrance_evictions{0}, entrance_reads{0};
+
+  // f(name, counter) for each of them.
+  template <class F>
+  void each(F&& f) const {
+    // clang-format off
+    f("searches", searches); f("inserts", inserts); f("deletes", deletes);
+    f("exhaustive_searches", exhaustive_searches); f("search_expansions", search_expansions);
+    f("seek_expansions", seek_expansions); f("search_edge_reads", search_edge_reads);
+    f("search_vector_reads", search_vector_reads); f("search_read_bytes", search_read_bytes);
+    f("seek_edge_reads", seek_edge_reads); f("seek_vector_reads", seek_vector_reads);
+    f("seek_read_bytes", seek_read_bytes); f("search_vectors", search_vectors);
+    f("seek_vectors", seek_vectors); f("search_shared", search_shared);
+    f("seek_shared", seek_shared); f("search_cached", search_cached);
+    f("seek_cached", seek_cached); f("flush_edge_pages", flush_edge_pages);
+    f("flush_edge_writes", flush_edge_writes); f("flush_lists", flush_lists);
+    f("flush_vector_pages", flush_vector_pages); f("flush_vector_writes", flush_vector_writes);
+    f("flush_reads", flush_reads); f("absorbed_units", absorbed_units);
+    f("absorbed_lists", absorbed_lists); f("cleaned_units", cleaned_units);
+    f("stale_retries", stale_retries); f("checkpoints", checkpoints);
+    f("checkpoint_bytes", checkpoint_bytes); f("entrance_promotions", entrance_promotions);
+    f("entrance_evictions", entrance_evictions); f("entrance_reads", entrance_reads);
+    // clang-format on
+  }
 };
 
 }  // namespace navis

@@ -18,11 +18,15 @@ struct Quantized {
   ProductQuantizer pq;
   ChunkedRows<std::uint8_t> codes;
 
+  // For readers: who still holds the codes of before a retraining can meet nodes inserted since,
+  // which have none here. They are misjudged in that one traversal.
+  const std::uint8_t* code(NodeId id) const { return codes.row_or_first(id); }
+
   // Squared distances to a query, whose table is pq.table(query), of many nodes at once.
   void distances(const float* table, const NodeId* ids, std::size_t count, float* out,
                  std::vector<const std::uint8_t*>& scratch) const {
     scratch.resize(count);
-    for (std::size_t i = 0; i < count; ++i) scratch[i] = codes.row(ids[i]);
+    for (std::size_t i = 0; i < count; ++i) scratch[i] = code(ids[i]);
     kernels::adc(table, pq.subspaces(), scratch.data(), count, out);
   }
 };

@@ -49,7 +49,8 @@ void Traversal::begin(const float* query, std::size_t k, std::size_t list, const
   guard_ = store_.epochs.enter_guard();
   quantized_ = store_.quantized();
   purpose_ = purpose;
-  k_ = k;
+  // The stop rule is calibrated on ten neighbours; the first of them alone is "stable" too early.
+  k_ = std::max<std::size_t>(k, 10);
   list_ = std::max(list, k);
   rerank_ = rerank;
   query_.assign(query, query + store_.space.dim());

@@ -1,6 +1,7 @@
 // The words every file of the engine shares.
 #pragma once
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -36,5 +37,11 @@ class Error : public std::runtime_error {
  private:
   ErrorKind kind_;
 };
+
+// Of an errno; ENODATA stands for a file that ends early.
+inline ErrorKind kind_of(int error) {
+  if (error == ENODATA) return ErrorKind::corrupt;
+  return error == ENOSPC || error == EDQUOT || error == EFBIG ? ErrorKind::no_space : ErrorKind::io;
+}
 
 }  // namespace navis

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from shorthaul.errors import UserError
 
-from navis import layouts, quantizer
+from navis import building, layouts, quantizer
 from navis.errors import translated
 from navis.formats import check_finite
 
@@ -26,9 +26,7 @@ Durability = Literal["sync", "group", "none"]
 
 # The quantizer is trained anew when an index has grown to these sizes, each four times the last.
 _RETRAIN_AT = (256, 1024, 4096, 16384)
-# From which size a stop rule is worth calibrating, and the margins tried, the cheapest first.
-_CALIBRATE_FROM = 1000
-_MARGINS = tuple(m / 100 for m in range(98, 49, -2))
+_CALIBRATE_FROM = 1000  # vectors from which a stop rule is worth calibrating
 _METRICS = ("l2", "inner_product", "cosine")
 _DTYPES = ("float32", "float16", "uint8", "int8")
 
@@ -99,7 +97,9 @@ class Index:
             entrance_share: Entrance nodes per vector.
             threads: Threads of the construction; 1 is deterministic by seed.
             seed: Of the insertion order and the quantizer.
-            memory_budget: Bytes; of `open`, and of the layout's choice.
+            memory_budget: Bytes, of `open`, of the layout's choice and of the construction, which
+                cuts a set that does not fit into overlapping clusters. Of a mapped file
+                only what is needed is read.
             progress: Called with done and total; returning False stops.
             session: Further options of `open`.
 
@@ -109,10 +109,12 @@ class Index:
         from navis import _core
 
         path = Path(path)
-        vectors = np.asarray(vectors)
+        given = vectors if isinstance(vectors, np.memmap) else np.asarray(vectors)
+        vectors = np.asarray(given)
         name = _known("dtype", dtype or str(vectors.dtype), _DTYPES)
         _known("metric", metric, _METRICS)
-        vectors = _checked(vectors, name, metric, vectors.shape[-1] if vectors.ndim == 2 else 0)
+        width = vectors.shape[-1] if vectors.ndim == 2 else 0
+        vectors = _checked(given, name, metric, width)
         n, dim = vectors.shape
         numbers = _unique(np.arange(n) if ids is None else ids, n)
         if not 1 <= degree <= 255:
@@ -138,23 +140,55 @@ class Index:
         how.degree, how.search_list, how.alpha = degree, build_list, alpha
         how.threads, how.seed = threads, seed
 
-        sample = vectors
-        if n > 2**16:
-            rows = np.random.default_rng(seed).choice(n, 2**16, replace=False)
-            sample = vectors[np.sort(rows)]
-        working = quantizer.working_space(sample, metric, radius)
-        size = code_bytes or quantizer.default_bytes(working.shape[1])
-        codebooks = quantizer.train(working, size, seed, threads)
+        space = dim + (metric == "inner_product")
+        size = code_bytes or quantizer.default_bytes(space)
+        plan = building.plan(n, space, degree, size, memory_budget)
+        rows = np.arange(n)
+        if n > plan.sample:
+            rows = np.sort(np.random.default_rng(seed).choice(n, plan.sample, replace=False))
+
+        def columns(low: int, high: int) -> Floats:
+            """Some dimensions of the sample, in working space."""
+            out = np.empty((len(rows), high - low), np.float32)
+            for first in range(0, len(rows), 1024):
+                part = building.gather(given, rows[first : first + 1024])
+                working = quantizer.working_space(part, metric, radius)
+                out[first : first + 1024] = working[:, low:high]
+            return out
+
+        codebooks = quantizer.train_in_parts(columns, space, size, plan.columns, seed, threads)
+        centres = None
+        if plan.largest:
+            some = rows[:: -(-space // plan.columns)]  # as much memory as the columns had
+            part = quantizer.working_space(building.gather(given, some), metric, radius)
+            centres = building.centres(part, n, plan.largest, seed)
+            del part
+        file, offset = building.place(given) if vectors.dtype == given.dtype else ("", 0)
         _fresh(path)
         try:
             with translated():
-                _core.build(path, options, vectors, numbers, codebooks, how, progress)
+                _core.build(
+                    path,
+                    options,
+                    vectors,
+                    numbers,
+                    codebooks,
+                    how,
+                    progress,
+                    centres,
+                    plan.largest,
+                    file,
+                    offset,
+                )
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
         index = cls.open(path, memory_budget=memory_budget, **session)
-        if n >= _CALIBRATE_FROM and not session.get("readonly"):
+        if n >= _CALIBRATE_FROM:
             index.calibrate(seed=seed)
+        else:  # too few to learn from: every candidate's vector is read
+            index._core.margin = 0.0
+            index._core.checkpoint()
         return index
 
     @classmethod
@@ -378,6 +412,8 @@ class Index:
         size = code_bytes or quantizer.default_bytes(working.shape[1])
         with translated():
             self._core.retrain(quantizer.train(working, size, seed))
+        if len(live) >= _CALIBRATE_FROM:
+            self.calibrate(seed=seed)
 
     def trace(self, queries: npt.ArrayLike, L: int, *, seek: bool = False) -> list[Ids]:
         """Give for each query the ids whose edge lists a search follows, in order.
@@ -401,12 +437,12 @@ class Index:
         queries: npt.ArrayLike | None = None,
         *,
         k: int = 10,
-        loss: float = 0.001,
+        loss: float = 0.0012,
         seed: int = 0,
     ) -> float:
         """Set how early re-ranking may stop, so that it costs at most `loss` of recall@k.
 
-        Tries margins against reading every candidate's vector, at search lists of 2k, 4k and 8k.
+        Bisects margins against reading every candidate's vector, at search lists 2k, 4k and 8k.
 
         Args:
             queries: (n, d) as they will be asked; 400 stored vectors by default.
@@ -435,7 +471,11 @@ class Index:
                 worst = max(worst, 1.0 - float(same))
             return worst
 
-        best = next((m for m in _MARGINS if lost(m) <= loss), 0.0)
+        low, high = 0.5, 1.0  # the loss grows with the margin
+        while high - low > 0.006:
+            middle = (low + high) / 2
+            low, high = (middle, high) if lost(middle) <= loss else (low, middle)
+        best = low if low > 0.5 else 0.0
         with translated():
             self._core.margin = best
             self._core.checkpoint()
@@ -518,11 +558,11 @@ def _check_rows(vectors: Array, dim: int, what: str) -> None:
     check_finite(vectors, what)
 
 
-def _check_lengths(vectors: Array, what: str) -> None:
+def _check_lengths(vectors: Array, what: str, first: int = 0) -> None:
     zero = ~np.any(vectors, axis=1)
     if zero.any():
         raise UserError(
-            f"{what}: row {int(np.argmax(zero))} is zero, which has no cosine: leave it out"
+            f"{what}: row {first + int(np.argmax(zero))} is zero, which has no cosine: leave it out"
         )
 
 
@@ -531,19 +571,21 @@ def _checked(vectors: Array, dtype: str, metric: str, dim: int) -> Array:
         raise UserError("vectors have 0 dimensions: give at least 1")
     if vectors.dtype.kind not in "fiu":
         raise UserError(f"vectors of type {vectors.dtype}: use numbers")
-    _check_rows(vectors, dim, "vectors")
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        _check_rows(vectors, dim, "vectors")
     wanted = np.dtype(dtype)
-    if wanted.kind in "iu" and vectors.dtype != wanted and vectors.size:
-        bounds = np.iinfo(wanted)
-        low, high = vectors.min(), vectors.max()
-        whole = vectors.dtype.kind in "iu" or bool(np.all(vectors == np.rint(vectors)))
-        if low < bounds.min or high > bounds.max or not whole:
-            raise UserError(f"vectors do not fit in {dtype}: store them as float32")
-    out = np.ascontiguousarray(vectors, dtype=wanted)
-    check_finite(out, f"vectors as {dtype}")
-    if metric == "cosine":
-        _check_lengths(out, "vectors")
-    return out
+    for first, rows in building.pieces(vectors):
+        check_finite(rows, "vectors", first_row=first)
+        if wanted.kind in "iu" and rows.dtype != wanted:
+            bounds = np.iinfo(wanted)
+            whole = rows.dtype.kind in "iu" or bool(np.all(rows == np.rint(rows)))
+            if rows.min() < bounds.min or rows.max() > bounds.max or not whole:
+                raise UserError(f"vectors do not fit in {dtype}: store them as float32")
+        if rows.dtype != wanted:
+            check_finite(rows.astype(wanted), f"vectors as {dtype}", first_row=first)
+        if metric == "cosine":
+            _check_lengths(rows, "vectors", first)
+    return np.ascontiguousarray(vectors, dtype=wanted)
 
 
 def _radius(vectors: Array, metric: str, radius: float | None) -> float:

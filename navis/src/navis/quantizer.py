@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from shorthaul.errors import UserError
@@ -37,7 +39,31 @@ def working_space(vectors: npt.NDArray[np.generic], metric: str, radius: float) 
     return out.astype(np.float32, copy=False)
 
 
-def train(sample: Floats, subspaces: int, seed: int = 0, threads: int = 1) -> Floats:
+def train_in_parts(
+    columns: Callable[[int, int], Floats],
+    dim: int,
+    subspaces: int,
+    at_once: int,
+    seed: int = 0,
+    threads: int = 1,
+) -> Floats:
+    """Train as `train` does, holding only some dimensions of the sample at a time.
+
+    `columns(low, high)` gives those dimensions of all rows; about `at_once` are asked for.
+    """
+    width = -(-dim // subspaces)
+    step = max(1, at_once // width)
+    books = []
+    for first in range(0, subspaces, step):
+        last = min(first + step, subspaces)
+        part = columns(first * width, min(last * width, dim))
+        books.append(train(part, last - first, seed, threads, width))
+    return np.concatenate(books)
+
+
+def train(
+    sample: Floats, subspaces: int, seed: int = 0, threads: int = 1, width: int = 0
+) -> Floats:
     """Train codebooks (subspaces, 256, width) on rows of working space.
 
     The width is d / subspaces, rounded up.
@@ -52,9 +78,11 @@ def train(sample: Floats, subspaces: int, seed: int = 0, threads: int = 1) -> Fl
     rows, dim = sample.shape
     if not 1 <= subspaces <= dim:
         raise UserError(f"{subspaces} bytes per code: use 1 to {dim}, the dimension")
-    width = -(-dim // subspaces)
-    padded = np.zeros((max(rows, 1), subspaces * width), dtype=np.float32)
-    padded[:rows, :dim] = sample
+    width = width or -(-dim // subspaces)
+    padded = sample
+    if subspaces * width != dim or rows == 0:
+        padded = np.zeros((max(rows, 1), subspaces * width), dtype=np.float32)
+        padded[:rows, :dim] = sample
     if rows <= 256:
         repeated = padded[np.arange(256) % len(padded)]
         return np.ascontiguousarray(
