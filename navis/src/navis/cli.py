@@ -13,7 +13,6 @@ COMMANDS = {
     "search": ("navis.commands.search:SearchCommand", "recall, latency and reads at each L"),
     "insert": ("navis.commands.change:Insert", "insert a file of vectors"),
     "delete": ("navis.commands.change:Delete", "delete ids"),
-    "bench": ("navis.commands.bench:Bench", "inserts and searches at the same time"),
     "stats": ("navis.commands.look:StatsCommand", "sizes, memory by part, state of the log"),
     "verify": ("navis.commands.look:Verify", "read everything and compare"),
     "gt": ("navis.commands.gt:GroundTruth", "exact nearest neighbours of queries"),
