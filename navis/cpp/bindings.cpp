@@ -55,12 +55,36 @@ Progress progress_of(const py::object& callback) {
   };
 }
 
+// Labels as rows of a sparse matrix (starts, labels), and values; None where there are none.
+using Starts = std::optional<Ids>;
+using LabelArray = std::optional<py::array_t<std::uint32_t, py::array::c_style>>;
+using Values = std::optional<py::array_t<double, py::array::c_style>>;
+
+AttributeRows attributes_of(const Starts& starts, const LabelArray& labels, const Values& values,
+                            py::ssize_t n) {
+  AttributeRows rows;
+  check(!values || values->size() == n, "as many values as vectors are needed");
+  check(!starts == !labels &&
+            (!starts || (starts->size() == n + 1 &&
+                         static_cast<py::ssize_t>(starts->data()[n]) == labels->size())),
+        "labels are n + 1 starts and that many labels");
+  if (starts) rows.label_at = starts->data();
+  if (labels) rows.labels = labels->data();
+  if (values) rows.values = values->data();
+  return rows;
+}
+
 void build(const std::filesystem::path& folder, const IndexOptions& options, const py::array& raw,
            const Ids& ids, const Floats& codebooks, const BuildOptions& how,
            const py::object& progress, const std::optional<Floats>& centres, std::size_t largest,
-           const std::filesystem::path& file, std::uint64_t offset) {
-  const BuildData data{rows_of(raw, options, ids.size()), ids.data(),
-                       static_cast<std::size_t>(ids.size()), file, offset};
+           const std::filesystem::path& file, std::uint64_t offset, const Starts& starts,
+           const LabelArray& labels, const Values& values) {
+  const BuildData data{rows_of(raw, options, ids.size()),
+                       ids.data(),
+                       static_cast<std::size_t>(ids.size()),
+                       file,
+                       offset,
+                       attributes_of(starts, labels, values, ids.size())};
   const ProductQuantizer quantizer = quantizer_of(codebooks, working_dim(options));
   const Progress report = progress_of(progress);
   Release release;
@@ -72,11 +96,13 @@ void build(const std::filesystem::path& folder, const IndexOptions& options, con
   }
 }
 
-py::tuple search(Index& index, const Floats& queries, const SearchOptions& options) {
+py::tuple search(Index& index, const Floats& queries, SearchOptions options,
+                 const std::vector<Filter>& filters) {
   check(queries.ndim() == 2 && queries.shape(1) == index.options().dim,
         "the queries have " + std::to_string(queries.ndim() == 2 ? queries.shape(1) : 0) +
             " dimensions, the index has " + std::to_string(index.options().dim));
   check(options.k > 0 && options.threads > 0, "k and threads are 1 or more");
+  options.filters = filters;
   const py::ssize_t n = queries.shape(0), k = options.k;
   Ids ids({n, k});
   Floats distances({n, k}), micros({n});
@@ -106,14 +132,17 @@ py::dict counters(Index& index) {
   return out;
 }
 
-py::dict stats(Index& index) {
-  const Stats s = [&] {
-    Release release;
-    return index.stats();
-  }();
+template <class Report>
+py::dict dict_of(const Report& report) {
   py::dict out;
-  s.each([&](const char* name, const auto& value) { out[name] = value; });
+  report.each([&](const char* name, const auto& value) { out[name] = value; });
   return out;
+}
+
+template <class Call>
+auto released(Call&& call) {
+  Release release;
+  return call();
 }
 
 template <class E>
@@ -201,12 +230,23 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<>())
       .def_readwrite("group", &Rerank::group)
       .def_readwrite("margin", &Rerank::margin);
+  py::class_<Filter>(m, "Filter")
+      .def(py::init<>())
+      .def_readwrite("any_of", &Filter::any_of)
+      .def_readwrite("all_of", &Filter::all_of)
+      .def_readwrite("none_of", &Filter::none_of)
+      .def_readwrite("between", &Filter::between);
+  values<FilterMethod>(m, "FilterMethod",
+                       {{"automatic", FilterMethod::automatic},
+                        {"walk", FilterMethod::walk},
+                        {"scan", FilterMethod::scan}});
   py::class_<SearchOptions>(m, "SearchOptions")
       .def(py::init<>())
       .def_readwrite("k", &SearchOptions::k)
       .def_readwrite("list", &SearchOptions::list)
       .def_readwrite("threads", &SearchOptions::threads)
-      .def_readwrite("rerank", &SearchOptions::rerank);
+      .def_readwrite("rerank", &SearchOptions::rerank)
+      .def_readwrite("filter_method", &SearchOptions::filter_method);
   py::class_<BuildOptions>(m, "BuildOptions")
       .def(py::init<>())
       .def_readwrite("degree", &BuildOptions::degree)
@@ -233,10 +273,28 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("options", &Index::options)
       .def("search", &search)
       .def("insert",
-           [](Index& index, const Ids& ids, const py::array& raw, std::size_t threads) {
+           [](Index& index, const Ids& ids, const py::array& raw, std::size_t threads,
+              const Starts& starts, const LabelArray& labels, const Values& values) {
              const std::byte* rows = rows_of(raw, index.options(), ids.size());
+             const AttributeRows attributes = attributes_of(starts, labels, values, ids.size());
              Release release;
-             return index.insert(ids.data(), rows, static_cast<std::size_t>(ids.size()), threads);
+             return index.insert(ids.data(), rows, static_cast<std::size_t>(ids.size()), threads,
+                                 attributes);
+           })
+      .def("attributes",
+           [](Index& index, const Ids& ids) {
+             std::vector<std::uint32_t> labels;
+             std::vector<std::uint64_t> counts;
+             py::array_t<double> values(ids.size());
+             auto* out = values.mutable_data();
+             {
+               Release release;
+               index.attributes(ids.data(), static_cast<std::size_t>(ids.size()), labels, counts,
+                                out);
+             }
+             return py::make_tuple(
+                 py::array_t<std::uint32_t>(static_cast<py::ssize_t>(labels.size()), labels.data()),
+                 Ids(static_cast<py::ssize_t>(counts.size()), counts.data()), values);
            })
       .def("remove",
            [](Index& index, const Ids& ids) {
@@ -253,11 +311,7 @@ PYBIND11_MODULE(_core, m) {
       .def("contains", &Index::contains, py::call_guard<Release>())
       .def("ids",
            [](Index& index) {
-             std::vector<std::uint64_t> all;
-             {
-               Release release;
-               all = index.ids();
-             }
+             const auto all = released([&] { return index.ids(); });
              return Ids(static_cast<py::ssize_t>(all.size()), all.data());
            })
       .def("flush", &Index::flush, py::call_guard<Release>())
@@ -283,22 +337,19 @@ PYBIND11_MODULE(_core, m) {
              Release release;
              return index.neighbours(ids.data(), static_cast<std::size_t>(ids.size()));
            })
-      .def("verify",
-           [](Index& index) {
-             VerifyReport report;
-             {
-               Release release;
-               report = index.verify();
-             }
-             py::dict out;
-             out["units"] = report.units;
-             out["lists"] = report.lists;
-             out["vectors"] = report.vectors;
-             out["edges"] = report.edges;
-             out["faults"] = report.faults;
-             return out;
+      .def("compact",
+           [](Index& index, const py::object& progress) {
+             const Progress report = progress_of(progress);
+             released([&] { index.compact(report); });
            })
-      .def("stats", &stats)
+      .def("snapshot",
+           [](Index& index, const std::filesystem::path& folder, const py::object& progress) {
+             const Progress report = progress_of(progress);
+             released([&] { index.snapshot(folder, report); });
+           })
+      .def("verify", [](Index& index) { return dict_of(released([&] { return index.verify(); })); })
+      .def("repair", [](Index& index) { return dict_of(released([&] { return index.repair(); })); })
+      .def("stats", [](Index& index) { return dict_of(released([&] { return index.stats(); })); })
       .def("counters", &counters)
       .def("close", &Index::close, py::call_guard<Release>());
 }

@@ -15,12 +15,12 @@ class ByteWriter {
   template <class T>
     requires std::is_trivially_copyable_v<T>
   void put(const T& value) {
-    const auto* first = reinterpret_cast<const std::byte*>(&value);
-    bytes_.insert(bytes_.end(), first, first + sizeof value);
+    put_bytes(&value, sizeof value);
   }
   void put_bytes(const void* data, std::size_t count) {
-    const auto* first = static_cast<const std::byte*>(data);
-    bytes_.insert(bytes_.end(), first, first + count);
+    const std::size_t at = bytes_.size();
+    bytes_.resize(at + count);
+    if (count) std::memcpy(bytes_.data() + at, data, count);
   }
   void put_list(NodeId id, std::span<const NodeId> list) {
     put(id);

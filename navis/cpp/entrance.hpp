@@ -34,6 +34,16 @@ class Entrance {
   void search(const Quantized& quantized, const float* table, std::size_t list,
               std::vector<Found>& found) const;
 
+  // Calls use(id) for entrance nodes, evenly chosen, of about `most` places. Any thread may.
+  template <class Use>
+  void each(std::size_t most, Use&& use) const {
+    const std::size_t rows = rows_.load(std::memory_order_acquire), step = rows / most + 1;
+    for (std::size_t s = 0; s < rows; s += step) {
+      const NodeId id = table_[s].id.load(std::memory_order_acquire);
+      if (id != kNoNode) use(id);
+    }
+  }
+
   // The following are the writer's, one at a time.
 
   // Makes the graph anew over these nodes.

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "bits.hpp"
 #include "id_map.hpp"
 #include "lane.hpp"
 #include "store.hpp"
@@ -29,14 +30,17 @@ struct BuildData {
   // mapped pages would count as memory in use.
   std::filesystem::path file = {};
   std::uint64_t offset = 0;
+  AttributeRows attributes = {};
 };
 
 struct Stats {
   std::size_t live = 0, deleted = 0, rows = 0;
+  std::size_t unused = 0;  // rows that compaction has freed
   std::size_t units = 0, units_used = 0, units_minimal = 0, unit_bytes = 0, per_unit = 0;
   std::size_t pending_lists = 0, pending_vectors = 0;
   std::size_t entrance_nodes = 0, entrance_evictions = 0;
   std::size_t cache_entries = 0, cache_capacity = 0;
+  std::size_t labels = 0, attribute_bytes = 0;
   std::size_t table_bytes = 0, code_bytes = 0, entrance_bytes = 0, cache_bytes = 0;
   std::size_t lane_bytes = 0, pending_bytes = 0, id_map_bytes = 0;
   std::uint64_t next_lsn = 0, durable_lsn = 0, wal_bytes = 0;
@@ -51,7 +55,7 @@ struct Stats {
   template <class F>
   void each(F&& f) const {
     // clang-format off
-    f("live", live); f("deleted", deleted); f("rows", rows); f("units", units);
+    f("live", live); f("deleted", deleted); f("rows", rows); f("unused", unused); f("units", units);
     f("units_used", units_used); f("units_minimal", units_minimal); f("unit_bytes", unit_bytes);
     f("per_unit", per_unit); f("pending_lists", pending_lists);
     f("pending_vectors", pending_vectors); f("entrance_nodes", entrance_nodes);
@@ -59,6 +63,7 @@ struct Stats {
     f("cache_capacity", cache_capacity); f("table_bytes", table_bytes);
     f("code_bytes", code_bytes); f("entrance_bytes", entrance_bytes);
     f("cache_bytes", cache_bytes); f("lane_bytes", lane_bytes);
+    f("labels", labels); f("attribute_bytes", attribute_bytes);
     f("pending_bytes", pending_bytes); f("id_map_bytes", id_map_bytes); f("next_lsn", next_lsn);
     f("durable_lsn", durable_lsn); f("wal_bytes", wal_bytes);
     f("replayed_records", replayed_records); f("dropped_wal_bytes", dropped_wal_bytes);
@@ -70,6 +75,30 @@ struct Stats {
 struct VerifyReport {
   std::size_t units = 0, lists = 0, vectors = 0, edges = 0;
   std::vector<std::string> faults;  // one line each, at most 100
+  // Nothing is wrong with these, but searches find them less well: compaction mends it.
+  std::size_t unreachable = 0;           // live nodes that no path leads to
+  std::size_t entrance_unreachable = 0;  // nodes of the entrance graph, within it
+  std::size_t dead_edges = 0;            // to deleted nodes
+
+  template <class F>
+  void each(F&& f) const {
+    // clang-format off
+    f("units", units); f("lists", lists); f("vectors", vectors); f("edges", edges);
+    f("faults", faults); f("unreachable", unreachable);
+    f("entrance_unreachable", entrance_unreachable); f("dead_edges", dead_edges);
+    // clang-format on
+  }
+};
+
+struct RepairReport {
+  std::size_t lists = 0;            // made anew
+  std::vector<std::uint64_t> lost;  // ids whose vector is damaged: to be deleted, or inserted again
+
+  template <class F>
+  void each(F&& f) const {
+    f("lists", lists);
+    f("lost", lost);
+  }
 };
 
 class Index {
@@ -90,28 +119,31 @@ class Index {
   static void write(const std::filesystem::path& folder, const IndexOptions& options,
                     const Graph& graph, const std::function<const std::byte*(std::size_t)>& stored,
                     const std::uint64_t* ids, const ProductQuantizer& quantizer, NodeId medoid,
-                    std::uint64_t seed);
+                    std::uint64_t seed, const AttributeRows& attributes = {});
 
   Index(const std::filesystem::path& folder, const OpenOptions& session);
   ~Index();
   Index(const Index&) = delete;
   Index& operator=(const Index&) = delete;
 
-  // For each of n queries (dim floats each) the k nearest: ids (UINT64_MAX where there are fewer
-  // than k vectors) and distances as WorkingSpace::distance gives them, ascending. `micros`, if
-  // given, receives each query's latency.
+  // For each of n queries (dim floats each) the k nearest: ids (UINT64_MAX where fewer than k
+  // vectors are there or match) and distances as WorkingSpace::distance gives them, ascending.
+  // `micros`, if given, receives each query's latency.
   void search(const float* queries, std::size_t n, const SearchOptions& options, std::uint64_t* ids,
               float* distances, float* micros = nullptr);
   // Inserts, or replaces where the id is known. Durable as the session promises when it returns.
-  // Gives the number of replaced ids.
+  // A replaced id loses the attributes it had. Gives the number of replaced ids.
   std::size_t insert(const std::uint64_t* ids, const std::byte* raw, std::size_t n,
-                     std::size_t threads);
+                     std::size_t threads, const AttributeRows& attributes = {});
   // Gives the number of ids that were there; they are invisible when it returns.
   std::size_t remove(const std::uint64_t* ids, std::size_t n);
   bool contains(std::uint64_t id);
   // The stored vectors of these ids (raw rows); Error(bad_input) naming the first unknown id.
   void get(const std::uint64_t* ids, std::size_t n, std::byte* raw);
   std::vector<std::uint64_t> ids();
+  // The attributes of these ids: labels, ascending, one set after the other, and how many each has.
+  void attributes(const std::uint64_t* ids, std::size_t n, std::vector<std::uint32_t>& labels,
+                  std::vector<std::uint64_t>& counts, double* values);
 
   // The margin of re-ranking that searches use unless they say otherwise; kept by a checkpoint.
   float margin() const { return margin_.load(std::memory_order_relaxed); }
@@ -123,6 +155,16 @@ class Index {
   void checkpoint();
   // Encodes every vector anew, with a quantizer trained on what is in the index now.
   void retrain(const ProductQuantizer& quantizer);
+  // Mends what deletes have left, gives their space back and rewrites the lists in the order of the
+  // graph, beside searches and changes. `progress` returning false ends it with Error(closed); the
+  // index is whole at any time, and the next call goes on from what has been done. `window`: lists
+  // rewritten together; 0: by the memory budget.
+  void compact(const Progress& progress = {}, std::size_t window = 0);
+  // A copy of the index as it is at one moment, in a new folder, beside searches and changes.
+  // Nothing is left of it on failure. `progress` must not call the index.
+  void snapshot(const std::filesystem::path& folder, const Progress& progress = {});
+  // Makes lists on damaged pages anew.
+  RepairReport repair();
   // For each query the ids whose lists a search (or the seeking of an insert) with this list
   // length follows, in order.
   std::vector<std::vector<std::uint64_t>> trace(const float* queries, std::size_t n,
@@ -138,6 +180,7 @@ class Index {
   Store& store() { return *store_; }
 
  private:
+  friend class Compaction;
   struct Plan;  // an insert between its search and its commit
   class LaneLease;
 
@@ -146,7 +189,8 @@ class Index {
 
   // index_insert.cpp
   void plan_insert(Traversal& t, const std::byte* raw, Plan& plan);
-  bool commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, Plan& plan);
+  bool commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, Plan& plan,
+                     std::span<const std::uint32_t> labels, double value);
   bool current_list(Traversal& t, NodeId id, std::vector<NodeId>& list,
                     std::vector<std::byte>& vector);
   std::size_t victim(const Quantized& q, NodeId owner, std::span<const NodeId> list,
@@ -156,20 +200,31 @@ class Index {
   void absorb(Traversal& t);
   void maintain();
 
-  // index_search.cpp
-  std::vector<Neighbour> exhaustive(const Traversal& t, std::size_t k);
-
   // index_delete.cpp
   void patch_around(const std::vector<NodeId>& gone);
 
   // index_flush.cpp
   void flush_lists(Lane& lane, bool commit_held = false);
-  void flush_vectors(Lane& lane, bool all);
+  std::vector<std::size_t> packing_order(const std::vector<ListCopy>& lists) const;
+  void place_lists(Lane& lane, const std::vector<ListCopy>& lists,
+                   const std::vector<std::size_t>& order, bool lowest, bool commit_held);
   bool clean_units(Lane& lane);
+  std::uint64_t take_checkpoint();
   void finish_checkpoint(std::uint64_t begin_lsn, std::mutex& commit,
                          const std::shared_ptr<Quantized>& retrained);
 
+  // index_vectors.cpp
+  void flush_vectors(Lane& lane, bool all);
+  void write_vectors(Lane& lane, std::span<const std::uint32_t> slots,
+                     const std::function<void(std::size_t, std::byte*)>& fill);
+  std::size_t move_vectors(Lane& lane, std::vector<NodeId> nodes, std::size_t limit);
+
+  // index_compact.cpp
+  void release_node(NodeId id, std::vector<std::uint32_t>& slots);
+  void log_lists(std::vector<ListCopy> changes);
+
   // index_open.cpp
+  void take_stock();
   std::uint64_t load_state();
   void replay(std::uint64_t from_lsn);
   void apply(std::uint64_t lsn, std::uint32_t type, std::span<const std::byte> payload);
@@ -182,6 +237,7 @@ class Index {
   int lock_fd_ = -1;
   bool closed_ = false;
 
+  std::mutex compact_;     // one compaction at a time; before all others
   std::mutex commit_;      // the in-memory part of every change
   std::mutex flush_;       // one flush at a time; before commit_
   std::mutex checkpoint_;  // one checkpoint at a time; before flush_
@@ -192,6 +248,7 @@ class Index {
   std::atomic<float> margin_{0.8F};
   std::once_flag warmed_;
 
+  Bits free_nodes_;            // rows whose state is free; under commit_
   std::deque<NodeId> recent_;  // committed last; a search under way may have missed them
   std::mutex recent_mutex_;
   std::size_t pending_limit_ = 0;  // lists

@@ -50,13 +50,19 @@ std::size_t Index::remove(const std::uint64_t* ids, std::size_t n) {
     wal_->append(static_cast<std::uint32_t>(RecordType::remove), record.bytes());
     id_map_.erase(ids[i]);
     s.state[node].store(NodeState::deleted, std::memory_order_release);
+    s.attributes.clear(node);
     s.live.fetch_sub(1, std::memory_order_relaxed);
     s.entrance.erase(*quantized, node);
     s.counters.deletes.fetch_add(1, std::memory_order_relaxed);
     gone.push_back(node);
   }
   wal_->commit(wal_->next_lsn() - 1);
-  patch_around(gone);
+  try {
+    patch_around(gone);
+  } catch (const Error& error) {
+    // They are deleted all the same; what lies around a damaged page is for repair to say.
+    if (error.kind() != ErrorKind::corrupt) throw;
+  }
   return gone.size();
 }
 
@@ -76,10 +82,13 @@ void Index::patch_around(const std::vector<NodeId>& gone) {
         if (i >= gone.size()) return false;
         job[t.slot] = i;
         // By its code: the neighbourhood is found as well, and nothing is read for it.
-        const auto quantized = s.quantized();
-        quantized->pq.decode(quantized->code(gone[i]), working.data());
-        t.begin(working.data(), 1, s.options.insert_list / 2, Rerank{1, 1.0F},
-                Traversal::Purpose::seek);
+        {
+          // Under the lock: a compaction may have freed it, and its successor be on its way.
+          std::lock_guard lock(commit_);
+          const auto quantized = s.quantized();
+          quantized->pq.decode(quantized->code(gone[i]), working.data());
+        }
+        t.begin(working.data(), 0, s.options.insert_list / 2, {}, Traversal::Purpose::seek);
         return true;
       },
       [&](Traversal& t) {
@@ -87,6 +96,7 @@ void Index::patch_around(const std::vector<NodeId>& gone) {
         std::vector<NodeId> heirs;  // its live neighbours, who lose a way in
         std::vector<Change> changes;
         std::lock_guard lock(commit_);
+        if (s.state[dead] != NodeState::deleted) return;  // freed, and may be somebody else's
         const auto quantized = s.quantized();
         const Quantized& q = *quantized;
         for (const Expanded& e : t.expanded()) {

@@ -3,6 +3,7 @@
 
 #include <exception>
 #include <mutex>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -11,10 +12,18 @@
 namespace navis {
 
 // Records of the log; their layout is in docs/format.md.
-enum class RecordType : std::uint32_t { insert = 1, remove = 2, patch = 3 };
+enum class RecordType : std::uint32_t { insert = 1, remove = 2, patch = 3, release = 4 };
 
 inline constexpr std::uint32_t kStateVersion = 1;
 
+// 0, 1, 2, ...
+inline std::vector<std::size_t> given_order(std::size_t n) {
+  std::vector<std::size_t> order(n);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  return order;
+}
+// Nodes of an entrance graph that no edges lead to from where its searches start.
+std::vector<NodeId> lost_entrances(const Entrance& entrance);
 // What an index is, from its state.nav; Error(bad_input) where there is none.
 IndexOptions read_options(const std::filesystem::path& folder);
 // Writes state.nav with these codes, from which the log is to be replayed at begin_lsn; gives its

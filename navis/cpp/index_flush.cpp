@@ -12,48 +12,51 @@ namespace navis {
 namespace {
 
 constexpr std::size_t kRunBytes = 128 * 1024;  // neighbouring pages are written as one request
-
-struct Snapshot {
-  NodeId id;
-  PendingEntry entry;
-};
+constexpr std::size_t kFlips = 1024;           // places changed before others get the lock
 
 }  // namespace
+
+// An order of lists in which those that will be read one after the other share a unit.
+std::vector<std::size_t> Index::packing_order(const std::vector<ListCopy>& lists) const {
+  const std::size_t per_unit = store_->format.per_unit();
+  if (per_unit < 2) return given_order(lists.size());
+  std::unordered_map<NodeId, NodeId> position;
+  for (std::size_t i = 0; i < lists.size(); ++i) position[lists[i].id] = static_cast<NodeId>(i);
+  std::vector<std::vector<NodeId>> neighbours(lists.size());
+  for (std::size_t i = 0; i < lists.size(); ++i) {
+    for (const NodeId to : lists[i].entry.list) {
+      // What is not among them keeps its place in the list, which is its weight.
+      const auto at = position.find(to);
+      neighbours[i].push_back(at == position.end() ? kNoNode : at->second);
+    }
+  }
+  return pack_pages(lists.size(), per_unit, 0,
+                    [&](std::size_t i) -> std::span<const NodeId> { return neighbours[i]; });
+}
 
 // Writes every changed list to fresh units, adjacent lists together, then points the table there.
 void Index::flush_lists(Lane& lane, bool commit_held) {
   Store& s = *store_;
   std::vector<NodeId> ids = s.lists.ids();
   std::sort(ids.begin(), ids.end());
-  std::vector<Snapshot> lists;
+  std::vector<ListCopy> lists;
   lists.reserve(ids.size());
   for (const NodeId id : ids) {
-    s.lists.find(id, [&](const PendingEntry& e) { lists.push_back({id, e}); });
+    s.lists.find(id, [&](const PendingEntry& e) { lists.push_back({id, kPendingLoc, e}); });
   }
+  const auto order = s.session.share_pages ? packing_order(lists) : given_order(lists.size());
+  place_lists(lane, lists, order, false, commit_held);
+}
+
+// Writes lists to fresh units in this order; then the table points there for those that nobody has
+// changed or moved meanwhile.
+void Index::place_lists(Lane& lane, const std::vector<ListCopy>& lists,
+                        const std::vector<std::size_t>& order, bool lowest, bool commit_held) {
+  Store& s = *store_;
   if (lists.empty()) return;
-
   const std::size_t per_unit = s.format.per_unit(), unit_bytes = s.format.unit_bytes();
-  std::vector<std::size_t> order(lists.size());
-  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-  if (per_unit > 1 && s.session.share_pages) {
-    std::unordered_map<NodeId, NodeId> position;
-    for (std::size_t i = 0; i < lists.size(); ++i) {
-      position[lists[i].id] = static_cast<NodeId>(i);
-    }
-    std::vector<std::vector<NodeId>> neighbours(lists.size());
-    for (std::size_t i = 0; i < lists.size(); ++i) {
-      for (const NodeId to : lists[i].entry.list) {
-        if (const auto at = position.find(to); at != position.end()) {
-          neighbours[i].push_back(at->second);
-        }
-      }
-    }
-    order = pack_pages(lists.size(), per_unit, 0,
-                       [&](std::size_t i) -> std::span<const NodeId> { return neighbours[i]; });
-  }
-
   const std::vector<std::uint32_t> units =
-      s.units.allocate((lists.size() + per_unit - 1) / per_unit);
+      s.units.allocate((lists.size() + per_unit - 1) / per_unit, lowest);
   std::vector<std::uint32_t> target(lists.size());
   // In batches, so that the buffer stays small however much has changed.
   const std::size_t batch = std::max<std::size_t>(1, std::size_t{1024} * 1024 / unit_bytes);
@@ -66,7 +69,7 @@ void Index::flush_lists(Lane& lane, bool commit_held) {
       std::uint64_t newest = 0;
       for (std::size_t i = (first + u) * per_unit;
            i < std::min(lists.size(), (first + u + 1) * per_unit); ++i) {
-        const Snapshot& list = lists[order[i]];
+        const ListCopy& list = lists[order[i]];
         target[order[i]] = static_cast<std::uint32_t>(units[first + u] * per_unit + page.filled());
         newest = std::max(newest, list.entry.version);
         page.add(list.id, list.entry.vector.data(), list.entry.vector.size(), list.entry.list);
@@ -93,12 +96,25 @@ void Index::flush_lists(Lane& lane, bool commit_held) {
   }
   s.counters.flush_lists.fetch_add(lists.size(), std::memory_order_relaxed);
 
+  // One list more in each while lists move in: what moves in may move out before the last has come,
+  // and must not take the unit with it.
+  for (const std::uint32_t unit : units) s.units.moved_in(unit);
   std::unique_lock lock(commit_, std::defer_lock);
-  if (!commit_held) lock.lock();
   for (std::size_t i = 0; i < lists.size(); ++i) {
+    if (!commit_held && i % kFlips == 0) {
+      if (lock.owns_lock()) lock.unlock();
+      lock.lock();
+    }
     const NodeId id = lists[i].id;
+    if (lists[i].from != kPendingLoc) {
+      if (s.location[id].load(std::memory_order_acquire) != lists[i].from) continue;
+      s.units.moved_in(s.unit_of(target[i]));
+      s.location[id].store(target[i], std::memory_order_release);
+      s.units.moved_out(s.unit_of(lists[i].from));
+      continue;
+    }
     bool same = false;
-    s.lists.put(id, [&](PendingEntry& e) {
+    s.lists.change(id, [&](PendingEntry& e) {
       same = e.version == lists[i].entry.version;
       // Changed again meanwhile, so it goes with the next flush. A checkpoint taken before that
       // refers to what was written now: the log has the list, but a packed record's vector may be
@@ -111,72 +127,7 @@ void Index::flush_lists(Lane& lane, bool commit_held) {
     s.lists.erase(id);
     if (s.cache) s.cache->offer(id, lists[i].entry.list, [] { return true; });
   }
-  s.units.settle(units);
-}
-
-// Writes new vectors to their places. Without `all` the last page waits until it is full.
-void Index::flush_vectors(Lane& lane, bool all) {
-  Store& s = *store_;
-  if (s.packed()) return;
-  std::vector<NodeId> ids = s.fresh.ids();
-  std::sort(ids.begin(), ids.end());
-  const std::size_t per_page = s.vectors_per_page(), raw_bytes = s.space.raw_bytes();
-  const std::size_t bytes = s.vector_read_bytes();
-  if (!all && per_page > 1) {
-    const NodeId rows = s.rows.load(std::memory_order_acquire);
-    while (!ids.empty() && ids.back() / per_page == rows / per_page) ids.pop_back();
-  }
-  if (ids.empty()) return;
-  const std::size_t batch = std::max<std::size_t>(1, std::size_t{1024} * 1024 / bytes);
-  shorthaul::uring::Buffer buffer(batch * bytes);
-  for (std::size_t next = 0; next < ids.size();) {
-    // The pages of this batch; one that also holds older vectors is read first.
-    std::vector<std::uint64_t> pages;
-    const std::size_t begin = next;
-    while (next < ids.size()) {
-      const std::uint64_t page = ids[next] / per_page;
-      if (pages.empty() || pages.back() != page) {
-        if (pages.size() == batch) break;
-        pages.push_back(page);
-      }
-      ++next;
-    }
-    std::memset(buffer.data(), 0, pages.size() * bytes);
-    std::vector<ReadRequest> reads;
-    std::vector<Lane::WriteRequest> writes;
-    std::size_t i = begin;
-    for (std::size_t p = 0; p < pages.size(); ++p) {
-      const std::size_t first = i;
-      while (i < next && ids[i] / per_page == pages[p]) ++i;
-      const bool whole = i - first == per_page;
-      const std::uint64_t offset = pages[p] * bytes;
-      if (!whole && offset + bytes <= s.vectors.size()) {
-        reads.push_back({&s.vectors, offset, bytes, buffer.span(p * bytes, bytes).data()});
-      }
-      const bool continues =
-          p > 0 && pages[p] == pages[p - 1] + 1 && writes.back().bytes.size() + bytes <= kRunBytes;
-      if (continues) {
-        writes.back().bytes = {writes.back().bytes.data(), writes.back().bytes.size() + bytes};
-      } else {
-        writes.push_back({&s.vectors, offset, buffer.span(p * bytes, bytes)});
-      }
-    }
-    lane.read(reads);
-    s.counters.flush_reads.fetch_add(reads.size(), std::memory_order_relaxed);
-    std::size_t p = 0;
-    for (std::size_t j = begin; j < next; ++j) {
-      while (pages[p] != ids[j] / per_page) ++p;
-      std::byte* at = buffer.data() + p * bytes + ids[j] % per_page * raw_bytes;
-      s.fresh.find(ids[j], [&](const std::vector<std::byte>& raw) {
-        std::memcpy(at, raw.data(), raw_bytes);
-      });
-    }
-    lane.write(writes);
-    s.counters.flush_vector_writes.fetch_add(writes.size(), std::memory_order_relaxed);
-    s.counters.flush_vector_pages.fetch_add(pages.size() * bytes / kPageBytes,
-                                            std::memory_order_relaxed);
-    for (std::size_t j = begin; j < next; ++j) s.fresh.erase(ids[j]);
-  }
+  for (const std::uint32_t unit : units) s.units.moved_out(unit);
 }
 
 // Moves the lists of the sparsest units into memory, to be written with the next flush, when too
@@ -184,7 +135,8 @@ void Index::flush_vectors(Lane& lane, bool all) {
 bool Index::clean_units(Lane& lane) {
   Store& s = *store_;
   const std::size_t per_unit = s.format.per_unit(), unit_bytes = s.format.unit_bytes();
-  if (per_unit < 2 || s.units.used() * per_unit * 10 < s.rows * std::size_t{14} + 640 * per_unit) {
+  if (per_unit < 2 ||
+      s.units.used() * per_unit * 10 < s.held() * std::size_t{14} + 640 * per_unit) {
     return false;
   }
   constexpr std::size_t kUnits = 64;
@@ -273,7 +225,7 @@ void Index::maintain() {
       flush_vectors(*lease, false);
     }
   }
-  const std::size_t minimal = s.rows / s.format.per_unit() + 1;
+  const std::size_t minimal = s.held() / s.format.per_unit() + 1;
   const bool much_space = s.units.awaiting_checkpoint() * 10 > minimal * 3 + 640;
   if (much_space || wal_->bytes_on_disk() > checkpoint_bytes_) {
     if (std::unique_lock lock(checkpoint_, std::try_to_lock); lock) {
@@ -290,25 +242,31 @@ void Index::flush() {
 
 void Index::checkpoint() {
   require_open(true);
-  Store& s = *store_;
   std::lock_guard one(checkpoint_);
+  take_checkpoint();
+}
+
+// Gives the LSN from which the log is to be replayed on it. Under the checkpoint lock.
+std::uint64_t Index::take_checkpoint() {
+  Store& s = *store_;
   auto lease = lane();
   std::uint64_t begin_lsn;
   {
     // What is in the log before this is in the state file after it.
     std::lock_guard lock(commit_);
     begin_lsn = wal_->rotate();
-    s.units.checkpoint_begins();
+    s.checkpoint_begins();
   }
   try {
     std::lock_guard lock(flush_);
     flush_lists(*lease);
     flush_vectors(*lease, true);
   } catch (...) {
-    s.units.checkpoint_ends(false);
+    s.checkpoint_ends(false);
     throw;
   }
   finish_checkpoint(begin_lsn, commit_, nullptr);
+  return begin_lsn;
 }
 
 // Writes the state file and gives back what only the older one needed. With `retrained`, these
@@ -321,7 +279,7 @@ void Index::finish_checkpoint(std::uint64_t begin_lsn, std::mutex& commit,
     state_bytes_ =
         save_state(s, retrained ? retrained : s.quantized(), begin_lsn, commit, wal_.get());
   } catch (...) {
-    s.units.checkpoint_ends(false);
+    s.checkpoint_ends(false);
     throw;
   }
   if (retrained) {
@@ -329,7 +287,7 @@ void Index::finish_checkpoint(std::uint64_t begin_lsn, std::mutex& commit,
     s.entrance.build(*retrained, s.entrance.ids(), 1);
   }
   wal_->remove_before(begin_lsn);
-  s.units.checkpoint_ends(true);
+  s.checkpoint_ends(true);
   s.counters.checkpoints.fetch_add(1, std::memory_order_relaxed);
   s.counters.checkpoint_bytes.fetch_add(state_bytes_, std::memory_order_relaxed);
 }
@@ -344,7 +302,7 @@ void Index::retrain(const ProductQuantizer& quantizer) {
   std::scoped_lock one(checkpoint_, flush_, commit_);
   auto lease = lane();
   const std::uint64_t begin_lsn = wal_->rotate();
-  s.units.checkpoint_begins();
+  s.checkpoint_begins();
   auto quantized = std::make_shared<Quantized>(quantizer);
   try {
     flush_lists(*lease, true);
@@ -360,7 +318,7 @@ void Index::retrain(const ProductQuantizer& quantizer) {
       quantizer.encode(working.data(), quantized->codes.row(id));
     }
   } catch (...) {
-    s.units.checkpoint_ends(false);
+    s.checkpoint_ends(false);
     throw;
   }
   std::mutex held;

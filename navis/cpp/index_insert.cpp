@@ -191,7 +191,8 @@ void Index::change_list(NodeId id, std::vector<NodeId> list, std::vector<std::by
   if (old != kPendingLoc && old != kNoLoc) s.units.moved_out(s.unit_of(old));
 }
 
-bool Index::commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, Plan& plan) {
+bool Index::commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, Plan& plan,
+                          std::span<const std::uint32_t> labels, double value) {
   Store& s = *store_;
   const std::size_t degree = s.options.degree, raw_bytes = s.space.raw_bytes();
   std::vector<float> scratch;
@@ -199,7 +200,9 @@ bool Index::commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, 
   const auto quantized = s.quantized();  // under the lock: retrain() replaces it
 
   const NodeId replaced = id_map_.find(id);
-  const NodeId node = s.rows.load(std::memory_order_relaxed);
+  // A freed node first: no list names it, and no reader is left who could.
+  const NodeId rows = s.rows.load(std::memory_order_relaxed);
+  const NodeId node = free_nodes_.count() ? static_cast<NodeId>(free_nodes_.next(0)) : rows;
   s.grow(node + 1);
   quantized->codes.grow(node + 1);
   if (quantized.get() != &t.quantized()) {  // retrained since the search
@@ -213,13 +216,16 @@ bool Index::commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, 
   };
   std::vector<Change> changes;
   std::erase_if(plan.list, [&](NodeId n) { return !s.is_live(n) || n == replaced; });
+  NodeId joined = kNoNode;
   if (const NodeId medoid = s.medoid.load(std::memory_order_relaxed);
       plan.list.empty() && medoid != kNoNode) {  // two first inserts at once: they shall be joined
-    plan.list.push_back(medoid);
+    joined = medoid;
+    // Not to a dead one: compaction relies on nobody naming what was deleted before.
+    if (s.is_live(medoid)) plan.list.push_back(medoid);
     plan.back.push_back({medoid, {}, degree, false});
   }
   for (Plan::Back& back : plan.back) {
-    if ((!s.is_live(back.id) || back.id == replaced) && plan.list.front() != back.id) continue;
+    if ((!s.is_live(back.id) || back.id == replaced) && back.id != joined) continue;
     Change change{back.id, {}, {}};
     if (!current_list(t, back.id, change.list, change.vector)) continue;
     if (change.list.size() < degree) {
@@ -243,31 +249,39 @@ bool Index::commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, 
   record.put_list(node, plan.list);
   record.put(static_cast<std::uint32_t>(changes.size()));
   for (const Change& c : changes) record.put_list(c.id, c.list);
+  Attributes::put(record, labels, value);
   const std::uint64_t lsn =
       wal_->append(static_cast<std::uint32_t>(RecordType::insert), record.bytes());
 
+  if (node < rows) {
+    free_nodes_.clear(node);
+    s.unused.fetch_sub(1, std::memory_order_relaxed);
+  }
   // The node first, then the edges to it: who can reach it finds it whole.
   std::copy(plan.code.begin(), plan.code.end(), quantized->codes.row(node));
   s.external[node] = id;
   s.checksum[node] = crc32c(0, raw, raw_bytes);
+  s.attributes.set(node, labels, value);
   std::vector<std::byte> vector(raw, raw + raw_bytes);
   s.location[node].store(kNoLoc, std::memory_order_relaxed);
   if (s.packed()) {
     change_list(node, plan.list, std::move(vector), lsn);
   } else {
+    s.vector_slot[node].store(kNoSlot, std::memory_order_relaxed);
     s.fresh.put(node, [&](std::vector<std::byte>& v) { v = std::move(vector); });
     change_list(node, plan.list, {}, lsn);
   }
   if (replaced != kNoNode) {
     id_map_.erase(id);
     s.state[replaced].store(NodeState::deleted, std::memory_order_release);
+    s.attributes.clear(replaced);
     s.entrance.erase(*quantized, replaced);
   } else {
     s.live.fetch_add(1, std::memory_order_relaxed);
   }
   s.state[node].store(NodeState::live, std::memory_order_release);
   id_map_.insert(node);
-  s.rows.store(node + 1, std::memory_order_release);
+  if (node == rows) s.rows.store(node + 1, std::memory_order_release);
   for (Change& c : changes) change_list(c.id, std::move(c.list), std::move(c.vector), lsn);
   if (s.medoid.load(std::memory_order_relaxed) == kNoNode) {
     s.medoid.store(node, std::memory_order_release);
@@ -302,7 +316,7 @@ bool Index::commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, 
 void Index::absorb(Traversal& t) {
   Store& s = *store_;
   const std::size_t per_unit = s.format.per_unit();
-  if (per_unit < 2 || s.units.used() * per_unit * 10 < s.rows * std::size_t{13}) return;
+  if (per_unit < 2 || s.units.used() * per_unit * 10 < s.held() * std::size_t{13}) return;
   std::vector<std::pair<std::uint32_t, std::uint32_t>> sparse;  // live lists, unit
   for (const auto& [unit, bytes] : t.held_units()) {
     const std::uint32_t live = s.units.live(unit);
@@ -328,8 +342,9 @@ void Index::absorb(Traversal& t) {
 }
 
 std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::size_t n,
-                          std::size_t threads) {
+                          std::size_t threads, const AttributeRows& attributes) {
   require_open(true);
+  attributes.check(n);
   warm();
   Store& s = *store_;
   const std::size_t raw_bytes = s.space.raw_bytes();
@@ -353,7 +368,10 @@ std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::s
         [&](Traversal& t) {
           const std::size_t i = job[t.slot];
           plan_insert(t, raw + i * raw_bytes, plan);
-          if (commit_insert(t, ids[i], raw + i * raw_bytes, plan)) replaced.fetch_add(1);
+          if (commit_insert(t, ids[i], raw + i * raw_bytes, plan, attributes.labels_of(i),
+                            attributes.value_of(i))) {
+            replaced.fetch_add(1);
+          }
           t.release();
           maintain();
         });

@@ -1,4 +1,4 @@
-// Looking into an index: verification, statistics, lists, the path of a search.
+// Looking into an index: statistics, lists, the path of a search.
 #include <algorithm>
 
 #include "index.hpp"
@@ -64,86 +64,21 @@ std::vector<std::vector<std::uint64_t>> Index::neighbours(const std::uint64_t* i
   return lists;
 }
 
-VerifyReport Index::verify() {
+void Index::attributes(const std::uint64_t* ids, std::size_t n, std::vector<std::uint32_t>& labels,
+                       std::vector<std::uint64_t>& counts, double* values) {
   require_open(false);
-  Store& s = *store_;
-  VerifyReport report;
-  auto fault = [&](std::string text) {
-    if (report.faults.size() < 100) report.faults.push_back(std::move(text));
-  };
-  const auto guard = s.epochs.enter_guard();
-  const NodeId rows = s.rows;
-  const std::size_t unit_bytes = s.format.unit_bytes();
-  shorthaul::uring::Buffer buffer(unit_bytes);
-  std::uint32_t loaded = kNoLoc;
-  std::string loaded_fault;
-  // By place, so that every unit is read once.
-  std::vector<std::pair<std::uint32_t, NodeId>> order;
-  for (NodeId id = 0; id < rows; ++id) {
-    if (s.state[id] != NodeState::free) order.emplace_back(s.location[id].load(), id);
+  const Attributes& attributes = store_->attributes;
+  std::lock_guard lock(commit_);  // a replacement in between must not mix two vectors' attributes
+  for (std::size_t i = 0; i < n; ++i) {
+    const NodeId node = id_map_.find(ids[i]);
+    if (node == kNoNode) {
+      throw Error(ErrorKind::bad_input, "id " + std::to_string(ids[i]) + " is not in the index");
+    }
+    const Attributes::Set set = attributes.labels(node);
+    labels.insert(labels.end(), set.span().begin(), set.span().end());
+    counts.push_back(set.span().size());
+    values[i] = attributes.value(node);
   }
-  std::sort(order.begin(), order.end());
-  std::vector<NodeId> list;
-  std::vector<std::byte> raw(s.space.raw_bytes());
-  for (const auto& [ignored, id] : order) {
-    const std::string name = "id " + std::to_string(s.external[id]);
-    std::uint32_t at = s.location[id].load(std::memory_order_acquire);
-    if (at == kNoLoc) {
-      fault(name + ": no edge list");
-      continue;
-    }
-    bool have =
-        at == kPendingLoc && s.lists.find(id, [&](const PendingEntry& e) { list = e.list; });
-    if (!have) {
-      at = s.location[id].load(std::memory_order_acquire);
-      const std::uint32_t unit = s.unit_of(at);
-      if (unit != loaded) {
-        loaded = unit;
-        ++report.units;
-        try {
-          s.pages.read_at(s.unit_offset(unit), buffer.span(0, unit_bytes));
-          loaded_fault = PageView(s.format, buffer.data()).fault(unit);
-        } catch (const std::exception& error) {
-          loaded_fault = error.what();
-        }
-        if (!loaded_fault.empty()) {
-          fault(s.pages.path().string() + ": page at byte " + std::to_string(s.unit_offset(unit)) +
-                ": " + loaded_fault);
-        }
-      }
-      if (!loaded_fault.empty()) continue;
-      const PageView page(s.format, buffer.data());
-      const std::size_t slot = s.slot_of(at);
-      if (slot >= page.slots() || page.id(slot) != id) {
-        fault(name + ": its list is not where the table says");
-        continue;
-      }
-      const auto read = page.list(slot);
-      list.assign(read.begin(), read.end());
-    }
-    ++report.lists;
-    report.edges += list.size();
-    if (list.size() > s.options.degree) fault(name + ": too many neighbours");
-    std::sort(list.begin(), list.end());
-    if (std::adjacent_find(list.begin(), list.end()) != list.end()) {
-      fault(name + ": a neighbour twice");
-    }
-    for (const NodeId to : list) {
-      if (to == id) fault(name + ": is its own neighbour");
-      if (to >= s.rows || s.state[to] == NodeState::free)
-        fault(name + ": a neighbour that is none");
-    }
-    try {
-      s.read_vector(id, raw.data());
-      ++report.vectors;
-    } catch (const std::exception& error) {
-      fault(error.what());
-    }
-  }
-  for (const NodeId id : s.entrance.ids()) {
-    if (!s.is_live(id)) fault("the entrance graph holds a deleted node");
-  }
-  return report;
 }
 
 Stats Index::stats() {
@@ -153,17 +88,20 @@ Stats Index::stats() {
   Stats stats;
   stats.rows = s.rows;
   stats.live = s.live;
-  stats.deleted = stats.rows - stats.live;
+  stats.unused = s.unused;
+  stats.deleted = stats.rows - stats.live - stats.unused;
   stats.units = s.units.size();
   stats.units_used = s.units.used();
   stats.per_unit = s.format.per_unit();
   stats.unit_bytes = s.format.unit_bytes();
-  stats.units_minimal = (stats.rows + stats.per_unit - 1) / stats.per_unit;
+  stats.units_minimal = (s.held() + stats.per_unit - 1) / stats.per_unit;
   stats.pending_lists = s.lists.size();
   stats.pending_vectors = s.fresh.size();
   stats.entrance_nodes = s.entrance.size();
   stats.entrance_evictions = s.entrance.evictions();
   stats.table_bytes = s.table_bytes();
+  stats.labels = s.attributes.by_label().labels();
+  stats.attribute_bytes = s.attributes.memory_bytes();
   stats.code_bytes = s.quantized()->codes.memory_bytes();
   stats.entrance_bytes = s.entrance.memory_bytes();
   stats.id_map_bytes = id_map_.memory_bytes();

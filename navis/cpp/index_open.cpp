@@ -61,17 +61,7 @@ Index::Index(const std::filesystem::path& folder, const OpenOptions& session)
     s.units.load(counts);
     plan_memory();
     replay(from);
-    std::size_t live = 0;
-    for (NodeId id = 0; id < s.rows; ++id) {
-      if (!s.is_live(id)) continue;
-      ++live;
-      if (s.location[id] == kNoLoc) {
-        throw Error(ErrorKind::corrupt, (folder / "state.nav").string() + ": id " +
-                                            std::to_string(s.external[id]) + " has no edge list");
-      }
-      id_map_.insert(id);
-    }
-    s.live = static_cast<std::uint32_t>(live);
+    take_stock();
     if (!session.readonly) {
       WalOptions options;
       options.durability = session.durability;
@@ -132,14 +122,57 @@ Index::LaneLease Index::lane() {
   return {*this, std::make_unique<Lane>(*store_)};
 }
 
+// After the log has been replayed: who is there, and what is free.
+void Index::take_stock() {
+  Store& s = *store_;
+  const auto file = s.folder / "state.nav";
+  while (s.rows > 0 && s.state[s.rows - 1] == NodeState::free) s.rows = s.rows - 1;
+  const NodeId rows = s.rows;
+  std::uint32_t live = 0;
+  free_nodes_ = Bits(rows);
+  std::size_t slots = 0;
+  auto lacks = [&](NodeId id, const char* what) {
+    throw Error(ErrorKind::corrupt,
+                file.string() + ": id " + std::to_string(s.external[id]) + " has no " + what);
+  };
+  for (NodeId id = 0; id < rows; ++id) {
+    if (s.state[id] == NodeState::free) {
+      free_nodes_.set(id);
+      continue;
+    }
+    if (!s.packed() && s.vector_slot[id] != kNoSlot) {
+      slots = std::max<std::size_t>(slots, std::size_t{s.vector_slot[id]} + 1);
+    }
+    if (!s.is_live(id)) continue;
+    ++live;
+    if (s.location[id] == kNoLoc) lacks(id, "edge list");
+    bool has = true;
+    if (s.packed()) {
+      s.lists.find(id, [&](const PendingEntry& e) { has = !e.vector.empty(); });
+    } else if (s.vector_slot[id] == kNoSlot) {
+      has = s.fresh.find(id, [](const auto&) {});
+    }
+    if (!has) lacks(id, "vector");
+    id_map_.insert(id);
+  }
+  s.live = live;
+  s.unused = static_cast<std::uint32_t>(free_nodes_.count());
+  if (s.packed()) return;
+  s.slots.load(slots, [&](auto&& used) {
+    for (NodeId id = 0; id < rows; ++id) {
+      if (s.state[id] != NodeState::free && s.vector_slot[id] != kNoSlot) used(s.vector_slot[id]);
+    }
+  });
+}
+
 // Divides the memory budget: tables, codes and entrance graph are needed, the cache has the rest.
 void Index::plan_memory() {
   Store& s = *store_;
   const std::size_t entry_bytes =
       160 + 4 * s.options.degree + (s.packed() ? s.space.raw_bytes() : 0);
   const std::uint64_t codes = s.quantized()->codes.memory_bytes();
-  const std::uint64_t fixed =
-      s.table_bytes() + codes + s.entrance.memory_bytes() + std::uint64_t{s.rows} * 8;
+  const std::uint64_t fixed = s.table_bytes() + s.attributes.memory_bytes() + codes +
+                              s.entrance.memory_bytes() + std::uint64_t{s.rows} * 8;
   // Two threads' traversals, each holding the pages of a position seeking.
   const std::uint64_t lanes = std::uint64_t{2} * s.session.in_flight * (s.options.insert_list + 8) *
                                   s.format.unit_bytes() / 2 +
@@ -259,15 +292,16 @@ void Index::apply(std::uint64_t lsn, std::uint32_t type, std::span<const std::by
   std::vector<NodeId> list;
   auto refuse = [&](const char* what) {
     throw Error(ErrorKind::corrupt, (s.folder / "wal").string() + ": record " +
-                                        std::to_string(lsn) + " does not follow from state.nav: " +
-                                        what);
+                                        std::to_string(lsn) +
+                                        " does not follow from state.nav: " + what);
   };
   auto restore = [&](NodeId id) {
     if (id >= s.rows) refuse("it names an unknown node");
     std::vector<std::byte> vector;
-    if (s.packed() && s.location[id] != kPendingLoc) {  // the record's other half, from its page
+    // The record's other half, from its page. Where there is none the state was collected after
+    // the node had been freed; so a later record frees it, or take_stock() refuses it.
+    if (s.packed() && s.location[id] != kPendingLoc && s.location[id] != kNoLoc) {
       vector.resize(s.space.raw_bytes());
-      if (s.location[id] == kNoLoc) refuse("it changes a node that has no vector");
       s.read_vector(id, vector.data());
     }
     change_list(id, list, std::move(vector), lsn);
@@ -294,24 +328,39 @@ void Index::apply(std::uint64_t lsn, std::uint32_t type, std::span<const std::by
     if (s.packed()) {
       change_list(node, list, std::move(vector), lsn);
     } else {
+      // Its slot may be taken by another: whoever starts from this state again has it in the log.
+      s.vector_slot[node] = kNoSlot;
       s.fresh.put(node, [&](std::vector<std::byte>& v) { v = std::move(vector); });
       restore(node);
     }
     if (replaced != kNoNode) {
       s.state[replaced] = NodeState::deleted;
+      s.attributes.clear(replaced);
       s.entrance.erase(*quantized, replaced);
     }
     if (s.medoid == kNoNode) s.medoid = node;
     const auto changes = record.get<std::uint32_t>();
     for (std::uint32_t i = 0; i < changes; ++i) restore(record.get_list(list));
+    if (!record.empty()) s.attributes.set_from(node, record);
   } else if (type == static_cast<std::uint32_t>(RecordType::remove)) {
     const auto node = record.get<NodeId>();
     if (node >= s.rows) refuse("it deletes an unknown node");
     s.state[node] = NodeState::deleted;
+    s.attributes.clear(node);
     s.entrance.erase(*quantized, node);
   } else if (type == static_cast<std::uint32_t>(RecordType::patch)) {
     const auto changes = record.get<std::uint32_t>();
     for (std::uint32_t i = 0; i < changes; ++i) restore(record.get_list(list));
+  } else if (type == static_cast<std::uint32_t>(RecordType::release)) {
+    const auto medoid = record.get<NodeId>();
+    const auto count = record.get<std::uint32_t>();
+    std::vector<std::uint32_t> slots;  // take_stock() finds them free
+    for (std::uint32_t i = 0; i < count; ++i) {
+      const auto node = record.get<NodeId>();
+      if (node >= s.rows) refuse("it frees an unknown node");
+      release_node(node, slots);
+    }
+    s.medoid = medoid;
   } else {
     throw Error(ErrorKind::environment, "the log holds a record of an unknown type; update navis");
   }

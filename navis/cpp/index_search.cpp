@@ -2,41 +2,24 @@
 #include <algorithm>
 #include <chrono>
 
+#include "filter.hpp"
 #include "index.hpp"
 #include "index_detail.hpp"
 
 namespace navis {
 
-// The k nearest by looking at every code, then at the vectors of the best. Only where walking finds
-// fewer than k: deletes may cut a node off until compaction.
-std::vector<Neighbour> Index::exhaustive(const Traversal& t, std::size_t k) {
-  Store& s = *store_;
-  const Quantized& q = t.quantized();
-  std::vector<float> table(q.pq.subspaces() * 256);
-  q.pq.table(t.query().data(), table.data());
-  std::vector<Neighbour> best;
-  std::vector<const std::uint8_t*> scratch;
-  for (NodeId id = 0; id < s.rows.load(std::memory_order_acquire); ++id) {
-    if (!s.is_live(id)) continue;
-    float distance = 0;
-    q.distances(table.data(), &id, 1, &distance, scratch);
-    best.push_back({id, distance});
-  }
-  const std::size_t kept = std::min(best.size(), 4 * k);
-  std::partial_sort(best.begin(), best.begin() + static_cast<std::ptrdiff_t>(kept), best.end());
-  best.resize(kept);
-  std::vector<std::byte> raw(s.space.raw_bytes());
-  std::vector<float> working(s.space.dim());
-  for (Neighbour& n : best) {
-    s.read_vector(n.id, raw.data());
-    s.space.stored(raw.data(), working.data());
-    n.distance = s.space.key(t.query().data(), working.data());
-  }
-  std::sort(best.begin(), best.end());
-  best.resize(std::min(best.size(), k));
-  s.counters.exhaustive_searches.fetch_add(1, std::memory_order_relaxed);
-  return best;
-}
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Job {
+  std::size_t query;
+  std::size_t list;
+  bool scan;
+  Clock::time_point begun;
+};
+
+}  // namespace
 
 void Index::search(const float* queries, std::size_t n, const SearchOptions& options,
                    std::uint64_t* ids, float* distances, float* micros) {
@@ -45,62 +28,79 @@ void Index::search(const float* queries, std::size_t n, const SearchOptions& opt
   warm();
   Rerank rerank = options.rerank;
   if (rerank.margin < 0) rerank.margin = margin();
-  using Clock = std::chrono::steady_clock;
+  const auto& filters = options.filters;
+  if (filters.size() > 1 && filters.size() != n) {
+    throw Error(ErrorKind::bad_input, std::to_string(filters.size()) + " filters for " +
+                                          std::to_string(n) + " queries: give one, or one each");
+  }
+  // One for all, made now; or one each, made by the thread that has the query.
+  std::vector<std::unique_ptr<FilterPlan>> plans(filters.size());
+  auto make_plan = [&](std::size_t i, std::size_t shared) {
+    plans[i] = std::make_unique<FilterPlan>(s, filters[i], options, shared);
+  };
+  if (filters.size() == 1) make_plan(0, n);
+
   std::atomic<std::size_t> next{0};
   auto work = [&] {
     auto lease = lane();
     std::vector<float> working(s.space.dim());
-    std::vector<std::size_t> job(8);
-    std::vector<std::size_t> list(8);
-    std::vector<Clock::time_point> begun(8);
-    std::vector<std::size_t> again;  // found fewer than k: once more with a longer list
-    auto begin = [&](Traversal& t, std::size_t i, std::size_t length) {
-      s.space.query(queries + i * s.options.dim, working.data());
-      list[t.slot] = length;
-      job[t.slot] = i;
-      t.begin(working.data(), options.k, length, rerank, Traversal::Purpose::search);
+    std::vector<Job> jobs(8);
+    std::vector<Job> again;  // found fewer than k: once more with a longer list, or by scanning
+    auto begin = [&](Traversal& t, const Job& job) {
+      jobs[t.slot] = job;
+      s.space.query(queries + job.query * s.options.dim, working.data());
+      const FilterPlan* plan =
+          plans.empty() ? nullptr : plans[plans.size() > 1 ? job.query : 0].get();
+      t.begin(working.data(), options.k, job.list, rerank, Traversal::Purpose::search, plan,
+              job.scan);
     };
-    std::vector<std::size_t> longer;
     lease->run(
         s.session.in_flight,
         [&](Traversal& t) {
           if (!again.empty()) {
-            const std::size_t i = again.back(), length = longer.back();
+            const Job job = again.back();
             again.pop_back();
-            longer.pop_back();
-            begin(t, i, length);
+            begin(t, job);
             return true;
           }
           const std::size_t i = next.fetch_add(1);
           if (i >= n) return false;
-          begun[t.slot] = Clock::now();
-          begin(t, i, options.list);
+          if (plans.size() > 1) make_plan(i, 1);
+          const bool scan = !plans.empty() && plans[plans.size() > 1 ? i : 0]->scans();
+          if (scan) s.counters.filter_scans.fetch_add(1, std::memory_order_relaxed);
+          begin(t, {i, options.list, scan, Clock::now()});
           return true;
         },
         [&](Traversal& t) {
-          const std::size_t i = job[t.slot];
-          const std::size_t wanted = std::min<std::size_t>(options.k, s.live.load());
-          std::vector<Neighbour> rest;
-          if (t.nearest().size() < wanted) {
-            if (list[t.slot] < 2 * std::size_t{s.rows.load(std::memory_order_relaxed)}) {
-              again.push_back(i);
-              longer.push_back(list[t.slot] * 2);
-              return;
-            }
-            rest = exhaustive(t, options.k);
+          Job job = jobs[t.slot];
+          std::uint64_t* found = ids + job.query * options.k;
+          float* far = distances + job.query * options.k;
+          std::size_t count = 0;
+          // Asked once more: what was found may have been deleted or replaced meanwhile.
+          for (const Neighbour& node : t.nearest()) {
+            if (count == options.k) break;
+            if (!t.admits(node.id)) continue;
+            found[count] = s.external[node.id];
+            far[count++] = s.space.distance(node.distance, t.query().data());
           }
-          const auto& nearest = rest.empty() ? t.nearest() : rest;
-          for (std::size_t k = 0; k < options.k; ++k) {
-            const bool has = k < nearest.size();
-            ids[i * options.k + k] = has ? s.external[nearest[k].id] : UINT64_MAX;
-            distances[i * options.k + k] =
-                has ? s.space.distance(nearest[k].distance, t.query().data())
-                    : std::numeric_limits<float>::infinity();
+          const std::size_t wanted =
+              plans.empty() ? std::min<std::size_t>(options.k, s.live.load()) : options.k;
+          if ((count < wanted || !t.conclusive()) && !job.scan) {
+            // Deletes may cut a node off until compaction. From some length on a scan costs less.
+            job.list *= 2;
+            job.scan = !plans.empty() || job.list > s.rows.load() / 64;
+            if (job.scan) job.list = options.list;
+            if (job.scan) s.counters.exhaustive_searches.fetch_add(1, std::memory_order_relaxed);
+            again.push_back(job);
+            return;
           }
+          std::fill(found + count, found + options.k, UINT64_MAX);
+          std::fill(far + count, far + options.k, std::numeric_limits<float>::infinity());
           if (micros) {
-            micros[i] =
-                std::chrono::duration<float, std::micro>(Clock::now() - begun[t.slot]).count();
+            micros[job.query] =
+                std::chrono::duration<float, std::micro>(Clock::now() - job.begun).count();
           }
+          if (plans.size() > 1) plans[job.query].reset();
           s.counters.searches.fetch_add(1, std::memory_order_relaxed);
         });
   };

@@ -85,9 +85,11 @@ std::uint64_t save_state(Store& s, const std::shared_ptr<Quantized>& quantized,
                          std::uint64_t begin_lsn, std::mutex& commit, Wal* wal) {
   SectionWriter file(s.folder / "state.nav");
   std::uint32_t rows;
+  bool attributed;  // what is given its first attributes behind us is in the log
   {
     std::lock_guard lock(commit);
     rows = s.rows;
+    attributed = s.attributes.used();
     Meta meta = meta_of(s);
     meta.rows = rows;
     meta.medoid = s.medoid;
@@ -105,9 +107,10 @@ std::uint64_t save_state(Store& s, const std::shared_ptr<Quantized>& quantized,
   const auto& codebooks = quantized->pq.codebooks();
   file.write("PQCB", std::as_bytes(std::span(codebooks)));
   // Piece by piece, so that writers wait for one piece only: what changes behind us is in the log.
-  std::vector<std::uint32_t> location(kRows), checksum(kRows);
+  std::vector<std::uint32_t> location(kRows), checksum(kRows), slot(kRows);
   std::vector<std::uint64_t> external(kRows);
   std::vector<std::uint8_t> state(kRows), codes;
+  ByteWriter attributes;
   for (std::uint32_t first = 0; first < rows; first += kRows) {
     const std::uint32_t count = std::min<std::uint32_t>(kRows, rows - first);
     {
@@ -121,7 +124,12 @@ std::uint64_t save_state(Store& s, const std::shared_ptr<Quantized>& quantized,
         }
         external[i] = s.external[id];
         checksum[i] = s.checksum[id];
+        if (!s.packed()) slot[i] = s.vector_slot[id].load(std::memory_order_relaxed);
         state[i] = static_cast<std::uint8_t>(s.state[id].load(std::memory_order_relaxed));
+      }
+      attributes.clear();
+      if (attributed) {
+        for (std::uint32_t i = 0; i < count; ++i) s.attributes.put(attributes, first + i);
       }
       const std::uint8_t* row = quantized->codes.row(first);
       codes.assign(row, row + std::size_t{count} * quantized->pq.subspaces());
@@ -130,7 +138,9 @@ std::uint64_t save_state(Store& s, const std::shared_ptr<Quantized>& quantized,
     file.write_values("EXTI", std::span<const std::uint64_t>(external).first(count));
     file.write_values("VCRC", std::span<const std::uint32_t>(checksum).first(count));
     file.write_values("STAT", std::span<const std::uint8_t>(state).first(count));
+    if (!s.packed()) file.write_values("VSLT", std::span<const std::uint32_t>(slot).first(count));
     file.write_values("CODE", std::span<const std::uint8_t>(codes));
+    if (attributed) file.write("ATTR", attributes.bytes());
   }
   // The state must not name pages, nor show the effect of records, that could still be lost.
   if (wal) wal->flush();
@@ -147,8 +157,9 @@ std::uint64_t Index::load_state() {
   Meta meta;
   std::vector<float> codebooks;
   std::vector<std::byte> entrance;
-  std::size_t locations = 0, externals = 0, checksums = 0, states = 0, codes = 0;
+  std::size_t locations = 0, externals = 0, checksums = 0, states = 0, slots = 0, codes = 0;
   std::shared_ptr<Quantized> quantized;
+  AttributeStream attributes(s.attributes);
   auto values = [&](auto&& each, std::size_t& at, std::size_t width) {
     const auto bytes = file.bytes();
     if (bytes.size() % width || at + bytes.size() / width > meta.rows) {
@@ -175,7 +186,9 @@ std::uint64_t Index::load_state() {
             ProductQuantizer(s.space.dim(), meta.subspaces, std::move(codebooks)));
         quantized->codes.grow(meta.rows);
       }
-      if (section == "LOCA") {
+      if (section == "ATTR") {
+        attributes.feed(bytes);
+      } else if (section == "LOCA") {
         values(
             [&](std::size_t i, const std::byte* b) {
               std::uint32_t v;
@@ -195,6 +208,14 @@ std::uint64_t Index::load_state() {
               s.state[i].store(static_cast<NodeState>(*b), std::memory_order_relaxed);
             },
             states, 1);
+      } else if (section == "VSLT") {
+        values(
+            [&](std::size_t i, const std::byte* b) {
+              std::uint32_t v;
+              std::memcpy(&v, b, sizeof v);
+              s.vector_slot[i].store(v, std::memory_order_relaxed);
+            },
+            slots, 4);
       } else if (section == "CODE") {
         values([&](std::size_t i,
                    const std::byte* b) { std::memcpy(quantized->codes.row(i), b, meta.subspaces); },
@@ -203,7 +224,9 @@ std::uint64_t Index::load_state() {
     }
   }
   if (locations != meta.rows || externals != meta.rows || checksums != meta.rows ||
-      states != meta.rows || (meta.rows && codes != meta.rows)) {
+      states != meta.rows || (meta.rows && codes != meta.rows) || !attributes.whole() ||
+      (attributes.rows() && attributes.rows() != meta.rows) ||
+      (!s.packed() && slots != meta.rows)) {
     damaged(path, "a section is incomplete");
   }
   if (!quantized) {

@@ -77,14 +77,15 @@ void Index::build(const std::filesystem::path& folder, const IndexOptions& optio
   }
   write(
       folder, options, graph, [&](std::size_t i) { return data.raw + i * space.raw_bytes(); },
-      data.ids, quantizer, middle, build_options.seed);
+      data.ids, quantizer, middle, build_options.seed, data.attributes);
 }
 
 void Index::write(const std::filesystem::path& folder, const IndexOptions& options,
                   const Graph& graph, const std::function<const std::byte*(std::size_t)>& stored,
                   const std::uint64_t* ids, const ProductQuantizer& quantizer, NodeId medoid,
-                  std::uint64_t seed) {
+                  std::uint64_t seed, const AttributeRows& attributes) {
   const std::size_t n = graph.size();
+  attributes.check(n);
   Store s(folder, options, OpenOptions{});
   if (quantizer.dim() != s.space.dim()) {
     throw Error(ErrorKind::bad_input, "the quantizer is for " + std::to_string(quantizer.dim()) +
@@ -107,6 +108,8 @@ void Index::write(const std::filesystem::path& folder, const IndexOptions& optio
     quantizer.encode(working.data(), quantized->codes.row(i));
     s.external[i] = ids ? ids[order[i]] : order[i];
     s.checksum[i] = crc32c(0, raw, raw_bytes);
+    s.attributes.set(static_cast<NodeId>(i), attributes.labels_of(order[i]),
+                     attributes.value_of(order[i]));
     s.state[i] = NodeState::live;
     s.location[i] = static_cast<std::uint32_t>(i);
   }

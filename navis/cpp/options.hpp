@@ -3,6 +3,10 @@
 
 #include <atomic>
 #include <cstdint>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "cache.hpp"
 #include "shorthaul/uring.hpp"
@@ -56,16 +60,34 @@ struct Rerank {
   float margin = -1;  // negative: the index's own
 };
 
+// Which vectors a search may give: those that have a label of any_of, all labels of all_of, none of
+// none_of, and a value in between (both ends are in it). An empty condition is none.
+struct Filter {
+  std::vector<std::uint32_t> any_of, all_of, none_of;
+  std::optional<std::pair<double, double>> between;
+
+  bool names_labels() const { return !any_of.empty() || !all_of.empty() || !none_of.empty(); }
+  bool empty() const { return !names_labels() && !between; }
+};
+
+// How matching vectors are found: by walking the graph first, by looking at the code of every one
+// of them, or by whichever is estimated to cost less.
+enum class FilterMethod : std::uint8_t { automatic, walk, scan };
+
 struct SearchOptions {
   std::uint32_t k = 10;
   std::uint32_t list = 40;  // L
   std::uint32_t threads = 1;
   Rerank rerank;
+  std::span<const Filter> filters;  // none, one for all queries, or one each
+  FilterMethod filter_method = FilterMethod::automatic;
 };
 
 // Monotone counters of an open index; requests and bytes are what was asked of the files.
 struct Counters {
-  std::atomic<std::uint64_t> searches{0}, inserts{0}, deletes{0}, exhaustive_searches{0};
+  std::atomic<std::uint64_t> searches{0}, inserts{0}, deletes{0};
+  // Searches that looked at every code: because walking had found too few, or by a filter's plan.
+  std::atomic<std::uint64_t> exhaustive_searches{0}, filter_scans{0};
   std::atomic<std::uint64_t> search_expansions{0}, seek_expansions{0};
   // Edge units (packed: record units) and vector pages read, by purpose.
   std::atomic<std::uint64_t> search_edge_reads{0}, search_vector_reads{0}, search_read_bytes{0};

@@ -73,7 +73,9 @@ class PageWriter {
     std::byte* slot = unit_.data() + format_.slot(filled_);
     if (format_.packed()) std::memcpy(slot, vector, vector_bytes);
     std::memcpy(slot + format_.vector_bytes(), &id, sizeof id);
-    std::memcpy(slot + format_.vector_bytes() + 4, list.data(), list.size_bytes());
+    if (!list.empty()) {
+      std::memcpy(slot + format_.vector_bytes() + 4, list.data(), list.size_bytes());
+    }
     unit_[sizeof(PageHeader) + filled_] = static_cast<std::byte>(list.size());
     ++filled_;
   }

@@ -21,6 +21,13 @@ struct PendingEntry {
   std::uint32_t base_location = 0xFFFFFFFF;
 };
 
+// A list as it was read, and where: what its move, or a change of it, is checked against.
+struct ListCopy {
+  NodeId id;
+  std::uint32_t from;  // its location then
+  PendingEntry entry;  // the version counts where it was pending
+};
+
 // A map by node, in shards with short locks; one writer at a time, any number of readers.
 template <class Entry>
 class Pending {
@@ -44,6 +51,14 @@ class Pending {
     write(entry->second);
     if (made) size_.fetch_add(1, std::memory_order_relaxed);
     return made;
+  }
+  // Calls write(entry) where there is one.
+  template <class Write>
+  void change(NodeId id, Write&& write) {
+    Shard& shard = of(id);
+    std::lock_guard lock(shard.mutex);
+    const auto found = shard.entries.find(id);
+    if (found != shard.entries.end()) write(found->second);
   }
   void erase(NodeId id) {
     Shard& shard = of(id);

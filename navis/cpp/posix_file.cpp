@@ -30,7 +30,8 @@ std::size_t round_up(std::size_t count) {
 }  // namespace
 
 void throw_errno(int error, const std::string& doing, const std::filesystem::path& path) {
-  throw Error(kind_of(error), doing + " " + path.string() + ": " + std::generic_category().message(error));
+  throw Error(kind_of(error),
+              doing + " " + path.string() + ": " + std::generic_category().message(error));
 }
 
 void AlignedBuffer::reserve(std::size_t count) {

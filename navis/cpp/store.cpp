@@ -11,16 +11,18 @@ Store::Store(std::filesystem::path where, const IndexOptions& index, const OpenO
       space(index.dim, index.type, index.metric, index.radius),
       format(index.layout == Layout::packed ? space.raw_bytes() : 0, index.degree),
       units(epochs),
-      entrance(epochs) {}
+      slots(epochs),
+      entrance(epochs),
+      attributes(epochs) {}
 
-VectorPlace Store::vector_place(NodeId id) const {
+VectorPlace Store::slot_place(std::uint32_t slot) const {
   const std::size_t raw = space.raw_bytes();
   if (raw <= kPageBytes) {
     const std::size_t per_page = vectors_per_page();
-    return {std::uint64_t{id / per_page} * kPageBytes, kPageBytes, id % per_page * raw};
+    return {std::uint64_t{slot / per_page} * kPageBytes, kPageBytes, slot % per_page * raw};
   }
   const std::size_t bytes = vector_read_bytes();
-  return {std::uint64_t{id} * bytes, bytes, 0};
+  return {std::uint64_t{slot} * bytes, bytes, 0};
 }
 
 void Store::grow(std::size_t nodes) {
@@ -28,6 +30,12 @@ void Store::grow(std::size_t nodes) {
   state.grow(nodes);
   external.grow(nodes);
   checksum.grow(nodes);
+  if (packed()) return;
+  vector_slot.grow(nodes);
+  // As an index is built; inserted ones have none yet.
+  for (; slotted_ < nodes; ++slotted_) {
+    vector_slot[slotted_].store(static_cast<std::uint32_t>(slotted_), std::memory_order_relaxed);
+  }
 }
 
 void Store::check_unit(std::uint32_t unit, const std::byte* bytes) const {
@@ -81,7 +89,7 @@ void Store::read_vector(NodeId node, std::byte* raw) const {
 
 std::size_t Store::table_bytes() const {
   return location.memory_bytes() + state.memory_bytes() + external.memory_bytes() +
-         checksum.memory_bytes();
+         checksum.memory_bytes() + vector_slot.memory_bytes();
 }
 
 }  // namespace navis

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "attributes.hpp"
 #include "cache.hpp"
 #include "chunked.hpp"
 #include "entrance.hpp"
@@ -17,6 +18,7 @@
 #include "quantized.hpp"
 #include "shorthaul/uring.hpp"
 #include "units.hpp"
+#include "vector_slots.hpp"
 #include "working_space.hpp"
 
 namespace navis {
@@ -24,9 +26,11 @@ namespace navis {
 // Where a node's list is: unit * per_unit + slot, or one of these.
 inline constexpr std::uint32_t kPendingLoc = 0xFFFFFFFE;  // in Store::lists
 inline constexpr std::uint32_t kNoLoc = 0xFFFFFFFF;
+// A vector that is not in vectors.dat yet, but in Store::fresh.
+inline constexpr std::uint32_t kNoSlot = 0xFFFFFFFF;
 
 enum class NodeState : std::uint8_t {
-  free,     // no vector
+  free,     // no vector, and no list names it: the next to be inserted may have it
   live,     //
   deleted,  // never a result; still walked through until compaction
 };
@@ -49,20 +53,25 @@ struct Store {
   shorthaul::uring::File pages;    // edges.dat, or records.dat of the packed layout
   shorthaul::uring::File vectors;  // selective layout only
 
-  Epochs epochs;
+  mutable Epochs epochs;  // entering is reading
   Units units;
+  VectorSlots slots;  // selective layout only
   Entrance entrance;
+  Attributes attributes;
   std::unique_ptr<EdgeCache> cache;  // selective layout only
   Counters counters;
 
   // By node. `rows` have been made; those whose state is not free hold a vector.
   std::atomic<std::uint32_t> rows{0};
   std::atomic<std::uint32_t> live{0};
+  std::atomic<std::uint32_t> unused{0};  // rows whose state is free
   std::atomic<NodeId> medoid{kNoNode};
   ChunkedRows<std::atomic<std::uint32_t>> location;
   ChunkedRows<std::atomic<NodeState>> state;
   ChunkedRows<std::uint64_t> external;
   ChunkedRows<std::uint32_t> checksum;  // of the stored vector
+  // Where the vector is in vectors.dat, selective layout only.
+  ChunkedRows<std::atomic<std::uint32_t>> vector_slot;
 
   Pending<PendingEntry> lists;
   Pending<std::vector<std::byte>> fresh;  // vectors not yet in vectors.dat
@@ -73,6 +82,10 @@ struct Store {
   bool packed() const { return options.layout == Layout::packed; }
   bool is_live(NodeId id) const {
     return state[id].load(std::memory_order_acquire) == NodeState::live;
+  }
+  // Rows that hold a vector.
+  std::uint32_t held() const {
+    return rows.load(std::memory_order_relaxed) - unused.load(std::memory_order_relaxed);
   }
   std::uint32_t unit_of(std::uint32_t location_) const {
     return location_ / static_cast<std::uint32_t>(format.per_unit());
@@ -89,7 +102,19 @@ struct Store {
   std::size_t vector_read_bytes() const {
     return (space.raw_bytes() + kPageBytes - 1) / kPageBytes * kPageBytes;
   }
-  VectorPlace vector_place(NodeId id) const;
+  VectorPlace vector_place(NodeId id) const {
+    return slot_place(vector_slot[id].load(std::memory_order_acquire));
+  }
+  VectorPlace slot_place(std::uint32_t vector_slot_) const;
+  // Around the collecting of a checkpoint's tables.
+  void checkpoint_begins() {
+    units.checkpoint_begins();
+    slots.checkpoint_begins();
+  }
+  void checkpoint_ends(bool completed) {
+    units.checkpoint_ends(completed);
+    slots.checkpoint_ends(completed);
+  }
   void grow(std::size_t nodes);
   // Throws Error(corrupt) naming file and unit unless the unit is whole.
   void check_unit(std::uint32_t unit, const std::byte* bytes) const;
@@ -103,6 +128,7 @@ struct Store {
 
  private:
   std::atomic<std::shared_ptr<Quantized>> quantized_;
+  std::size_t slotted_ = 0;  // rows whose vector_slot has been set
 };
 
 }  // namespace navis

@@ -1,6 +1,7 @@
 #include "traversal.hpp"
 
 #include <algorithm>
+#include <limits>
 
 namespace navis {
 
@@ -44,21 +45,25 @@ Traversal::Traversal(Store& store, BufferPool& units, BufferPool& vectors)
     : store_(store), unit_pool_(units), vector_pool_(vectors) {}
 
 void Traversal::begin(const float* query, std::size_t k, std::size_t list, const Rerank& rerank,
-                      Purpose purpose) {
+                      Purpose purpose, const FilterPlan* filter, bool scanning) {
   release();
   guard_ = store_.epochs.enter_guard();
+  filter_ = filter;
+  scan_ = scanning;
   quantized_ = store_.quantized();
   purpose_ = purpose;
-  // The stop rule is calibrated on ten neighbours; the first of them alone is "stable" too early.
-  k_ = std::max<std::size_t>(k, 10);
   list_ = std::max(list, k);
+  // The stop rule is calibrated on ten neighbours; the first of them alone is "stable" too early.
+  k_ = k == 0 ? 0 : std::min<std::size_t>(std::max<std::size_t>(k, 10), list_);
+  changed_ = 0;
   rerank_ = rerank;
   query_.assign(query, query + store_.space.dim());
   table_.resize(quantized_->pq.subspaces() * 256);
   quantized_->pq.table(query_.data(), table_.data());
   working_.resize(store_.space.dim());
-  pool_.clear();
-  first_ = 0;
+  conclusive_ = true;
+  pool_.clear(scan_ ? 8 * list_ : list_);
+  others_.clear(filter_ && !scan_ ? filter_->others() : 0);
   visited_.clear();
   entrance_.clear();
   expanded_.clear();
@@ -70,11 +75,15 @@ void Traversal::begin(const float* query, std::size_t k, std::size_t list, const
   batch_.clear();
   vector_batch_.clear();
   requests_.clear();
-  enter();
+  if (scan_) {
+    scan();
+  } else {
+    enter();
+  }
 }
 
 void Traversal::release() {
-  for (std::byte* b : taken_units_) unit_pool_.give(b);
+  for (const auto& [unit, b] : taken_units_) unit_pool_.give(b);
   for (std::byte* b : taken_vectors_) vector_pool_.give(b);
   taken_units_.clear();
   taken_vectors_.clear();
@@ -96,18 +105,25 @@ void Traversal::enter() {
   }
   const NodeId medoid = store_.medoid.load(std::memory_order_acquire);
   if (entries.empty() && medoid != kNoNode) entries.push_back(medoid);
+  if (filter_ && store_.session.entrance != EntranceMode::none) {
+    // Matching nodes may all lie far from the query: those in memory are beginnings as well.
+    constexpr std::size_t kLooked = 1U << 14U;
+    store_.entrance.each(kLooked, [&](NodeId id) {
+      if (filter_->matches(id)) entries.push_back(id);
+    });
+  }
   meet(entries);
 }
 
 bool Traversal::advance() {
   arrived();
-  while (next_batch()) {
+  while (!scan_ && next_batch()) {
     // The first k candidates will hardly change any more: look at vectors while edges are fetched.
-    if (!store_.packed() && first_ >= k_) queue_vectors();
+    if (!store_.packed() && settled_) queue_vectors();
     if (!requests_.empty()) return false;
     arrived();
   }
-  if (!store_.packed()) {
+  if (!store_.packed() || scan_) {
     while (queue_vectors()) {
       if (!requests_.empty()) return false;
       arrived();
@@ -120,15 +136,44 @@ bool Traversal::advance() {
 bool Traversal::next_batch() {
   requests_.clear();
   batch_.clear();
-  while (first_ < pool_.size() && pool_[first_].expanded) ++first_;
-  for (std::size_t i = first_; i < pool_.size() && batch_.size() < store_.session.beam; ++i) {
-    if (pool_[i].expanded) continue;
-    pool_[i].expanded = true;
-    if (store_.packed()) pool_[i].exact = true;
-    batch_.push_back({pool_[i].node.id, pool_[i].node.distance, 0});
+  if (purpose_ == Purpose::search) {
+    // A long walk does not hold ever more: neither lists nor pages that were of use long ago.
+    arena_.clear();
+    const std::size_t most = std::max<std::size_t>(pool_.limit, store_.options.insert_list) + 8;
+    for (; taken_units_.size() > most; taken_units_.pop_front()) {
+      units_.erase(taken_units_.front().first);
+      unit_pool_.give(taken_units_.front().second);
+    }
+  }
+  // Whether the k nearest have been expanded, and nothing nearer is left to be.
+  pool_.next();
+  const Candidate* other = others_.next();
+  settled_ = k_ > 0 && pool_.first >= k_ && (!other || pool_.candidates[k_ - 1].node < other->node);
+  while (batch_.size() < store_.session.beam) {
+    Candidate* c = next_candidate();
+    if (!c) break;
+    c->expanded = true;
+    if (store_.packed()) c->exact = true;
+    batch_.push_back({c->node.id, c->node.distance, 0});
     resolve(batch_.back());
   }
   return !batch_.empty();
+}
+
+Traversal::Candidate* Traversal::next_candidate() {
+  Candidate* own = pool_.next();
+  Candidate* other = others_.next();
+  // Beyond the worst that matches, the way is not worth going on.
+  if (other && !pool_.takes(other->node)) other = nullptr;
+  if (filter_ && !other && filter_->rescans()) {
+    const bool beyond =
+        pool_.candidates.size() < k_ || others_.lost < pool_.candidates[k_ - 1].node.distance;
+    if (beyond && (!own || others_.lost < own->node.distance)) {
+      conclusive_ = false;
+      return nullptr;
+    }
+  }
+  return !own || (other && other->node < own->node) ? other : own;
 }
 
 // Finds the step's list in memory, or asks for its unit.
@@ -171,7 +216,7 @@ void Traversal::resolve(Step& step) {
     }
   }
   step.unit = unit_pool_.take();
-  taken_units_.push_back(step.unit);
+  taken_units_.emplace_back(unit, step.unit);
   units_[unit] = step.unit;
   unchecked_.emplace_back(unit, step.unit);
   const std::size_t bytes = store_.format.unit_bytes();
@@ -203,12 +248,14 @@ void Traversal::expand(const Step& step) {
     }
     list = page.list(place);
     if (store_.packed()) look_at(step.id, page.vector(place));
+    if (scan_) return;
     if (store_.cache) {
       store_.cache->offer(step.id, list, [&] {
         return store_.location[step.id].load(std::memory_order_acquire) == step.location;
       });
     }
   }
+  if (scan_) return;
   Expanded e{{step.id, step.distance}, step.location, step.list_at, step.list_count};
   if (purpose_ == Purpose::seek && !step.from_arena) {
     e.list_at = static_cast<std::uint32_t>(arena_.size());
@@ -221,7 +268,34 @@ void Traversal::expand(const Step& step) {
   meet(list);
 }
 
-// New nodes enter the pool by PQ distance.
+void Traversal::Pool::clear(std::size_t most) {
+  candidates.clear();
+  limit = most;
+  first = 0;
+  lost = std::numeric_limits<float>::max();
+}
+
+void Traversal::Pool::add(const Neighbour& node) {
+  if (!takes(node)) {
+    lost = std::min(lost, node.distance);
+    return;
+  }
+  const auto at =
+      std::lower_bound(candidates.begin(), candidates.end(), node,
+                       [](const Candidate& c, const Neighbour& n) { return c.node < n; });
+  first = std::min(first, static_cast<std::size_t>(at - candidates.begin()));
+  candidates.insert(at, Candidate{node});
+  if (candidates.size() <= limit) return;
+  if (!candidates.back().expanded) lost = std::min(lost, candidates.back().node.distance);
+  candidates.pop_back();
+}
+
+Traversal::Candidate* Traversal::Pool::next() {
+  while (first < candidates.size() && candidates[first].expanded) ++first;
+  return first < candidates.size() ? &candidates[first] : nullptr;
+}
+
+// New nodes enter the pools by PQ distance.
 void Traversal::meet(std::span<const NodeId> ids) {
   fresh_.clear();
   for (const NodeId id : ids) {
@@ -231,80 +305,13 @@ void Traversal::meet(std::span<const NodeId> ids) {
   quantized_->distances(table_.data(), fresh_.data(), fresh_.size(), distances_.data(), codes_);
   for (std::size_t i = 0; i < fresh_.size(); ++i) {
     const Neighbour node{fresh_[i], distances_[i]};
-    if (pool_.size() >= list_ && !(node < pool_.back().node)) continue;
-    const auto at =
-        std::lower_bound(pool_.begin(), pool_.end(), node,
-                         [](const Candidate& c, const Neighbour& n) { return c.node < n; });
-    first_ = std::min(first_, static_cast<std::size_t>(at - pool_.begin()));
-    pool_.insert(at, Candidate{node});
-    if (pool_.size() > list_) pool_.pop_back();
-  }
-}
-
-bool Traversal::wants_vector(const Candidate& c, std::size_t queued) const {
-  if (!store_.session.rerank || nearest_.size() + queued < k_) return true;
-  return nearest_.size() < k_ || c.node.distance * rerank_.margin < nearest_.back().distance;
-}
-
-// Asks for the vectors of the next group of candidates; false when the top k is stable.
-bool Traversal::queue_vectors() {
-  for (Candidate& c : pool_) {
-    if (c.exact || !store_.is_live(c.node.id)) continue;
-    if (vector_batch_.size() >= rerank_.group || !wants_vector(c, vector_batch_.size())) break;
-    c.exact = true;
-    const NodeId id = c.node.id;
-    const bool pending = store_.fresh.find(
-        id, [&](const std::vector<std::byte>& raw) { raw_copies_.push_back(raw); });
-    if (pending) {
-      vector_batch_.push_back({id, raw_copies_.back().data()});
-      continue;
+    if (!pool_.takes(node)) continue;
+    if (!filter_ || filter_->matches(node.id)) {
+      pool_.add(node);
+    } else {
+      others_.add(node);
     }
-    const VectorPlace place = store_.vector_place(id);
-    std::byte* buffer = nullptr;
-    const bool shares = store_.session.share_pages && store_.vectors_per_page() > 1;
-    if (shares) {
-      if (const auto held = vector_pages_.find(place.offset); held != vector_pages_.end()) {
-        buffer = held->second;
-      }
-    }
-    if (!buffer) {
-      buffer = vector_pool_.take();
-      taken_vectors_.push_back(buffer);
-      if (shares) vector_pages_[place.offset] = buffer;
-      requests_.push_back({&store_.vectors, place.offset, place.bytes, buffer});
-      count(&Counters::search_vector_reads, &Counters::seek_vector_reads);
-      count(&Counters::search_read_bytes, &Counters::seek_read_bytes, place.bytes);
-    }
-    vector_batch_.push_back({id, buffer + place.skip});
   }
-  return !vector_batch_.empty();
-}
-
-void Traversal::look_at(NodeId id, const std::byte* raw) {
-  if (!store_.vector_matches(id, raw)) {
-    // A page in hand may be older than a vector written to it since; what is there now decides.
-    reread_.resize(store_.space.raw_bytes());
-    store_.read_vector(id, reread_.data());
-    raw = reread_.data();
-  }
-  count(&Counters::search_vectors, &Counters::seek_vectors);
-  store_.space.stored(raw, working_.data());
-  const float key = purpose_ == Purpose::search
-                        ? store_.space.key(query_.data(), working_.data())
-                        : kernels::l2(query_.data(), working_.data(), working_.size());
-  Exact e{{id, key}};
-  if (purpose_ == Purpose::seek) {
-    e.vector_at = static_cast<std::uint32_t>(exact_.size());
-    e.raw_at = e.vector_at;
-    vectors_.insert(vectors_.end(), working_.begin(), working_.end());
-    if (store_.packed()) raws_.insert(raws_.end(), raw, raw + store_.space.raw_bytes());
-  }
-  exact_.push_back(e);
-  if (!store_.is_live(id)) return;
-  const auto at = std::lower_bound(nearest_.begin(), nearest_.end(), e.node);
-  if (nearest_.size() >= k_ && at == nearest_.end()) return;
-  nearest_.insert(at, e.node);
-  if (nearest_.size() > k_) nearest_.pop_back();
 }
 
 }  // namespace navis

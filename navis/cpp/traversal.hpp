@@ -2,14 +2,19 @@
 // machine: advance() computes until it needs bytes, the caller reads them, and so on. What it
 // finds depends on the graph and its parameters only, never on the order of completions or on
 // what a cache holds.
+//
+// With a filter, candidates that match and others are kept apart: the others are walked through as
+// long as they are nearer than the worst of the matching ones, and their vectors are not looked at.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <unordered_map>
 #include <vector>
 
+#include "filter.hpp"
 #include "store.hpp"
 
 namespace navis {
@@ -70,15 +75,22 @@ class Traversal {
   Traversal(const Traversal&) = delete;
   Traversal& operator=(const Traversal&) = delete;
 
-  // `query` is in working space (copied). k: how many nearest are to be exact; list: L.
+  // `query` is in working space (copied). k: how many nearest are to be exact (0: by codes alone,
+  // no vector is read); list: L. `filter`: of searches, kept until release(). `scan`: instead of
+  // walking the graph, the list is made of the nearest by code of all nodes that match, or of all
+  // live ones.
   void begin(const float* query, std::size_t k, std::size_t list, const Rerank& rerank,
-             Purpose purpose);
+             Purpose purpose, const FilterPlan* filter = nullptr, bool scan = false);
   // True when finished. Otherwise the reads of requests() are to be done before the next call.
   bool advance();
   const std::vector<ReadRequest>& requests() const { return requests_; }
   // Gives buffers and the epoch back; what was found stays.
   void release();
 
+  // Whether a node may be a result now.
+  bool admits(NodeId id) const { return filter_ ? filter_->matches(id) : store_.is_live(id); }
+  // False when a walk under a filter was given up: too many nodes around the query do not match.
+  bool conclusive() const { return conclusive_; }
   // The nearest live nodes with exact squared distances, ascending, at most k.
   const std::vector<Neighbour>& nearest() const { return nearest_; }
   const std::vector<Expanded>& expanded() const { return expanded_; }
@@ -95,7 +107,7 @@ class Traversal {
   const std::byte* raw(const Exact& e) const {
     return raws_.data() + std::size_t{e.raw_at} * store_.space.raw_bytes();
   }
-  // Pages of edge lists in hand, position seeking only, until release().
+  // Pages of edge lists in hand, all of a position seeking's, until release().
   const std::unordered_map<std::uint32_t, std::byte*>& held_units() const { return units_; }
   std::size_t slot = 0;  // the caller's
 
@@ -117,14 +129,32 @@ class Traversal {
     const std::byte* raw;
   };
 
+  // Candidates in ascending order, at most `limit`; those before `first` have been expanded.
+  struct Pool {
+    std::vector<Candidate> candidates;
+    std::size_t limit = 0, first = 0;
+    float lost = 0;  // the nearest there was no room for; those expanded do not count
+
+    void clear(std::size_t most);
+    bool takes(const Neighbour& node) const {
+      return candidates.size() < limit || (limit > 0 && node < candidates.back().node);
+    }
+    void add(const Neighbour& node);
+    // The nearest not yet expanded; null when there is none.
+    Candidate* next();
+  };
+
   void enter();
+  void scan();
   bool next_batch();
+  Candidate* next_candidate();
   void resolve(Step& step);
   void arrived();
   void expand(const Step& step);
   void meet(std::span<const NodeId> ids);
   bool wants_vector(const Candidate& c, std::size_t queued) const;
   bool queue_vectors();
+  void queue_vector(NodeId id);
   void look_at(NodeId id, const std::byte* raw);
   void count(std::atomic<std::uint64_t> Counters::* search,
              std::atomic<std::uint64_t> Counters::* seek, std::uint64_t by = 1) {
@@ -139,11 +169,14 @@ class Traversal {
   std::shared_ptr<Quantized> quantized_;
   Purpose purpose_ = Purpose::search;
   std::size_t k_ = 0, list_ = 0;
+  std::size_t changed_ = 0;  // vectors looked at when the nearest last changed
   Rerank rerank_;
 
   std::vector<float> query_, table_;
-  std::vector<Candidate> pool_;
-  std::size_t first_ = 0;  // candidates before it have been expanded
+  const FilterPlan* filter_ = nullptr;
+  bool scan_ = false, settled_ = false, conclusive_ = true;
+  Pool pool_;    // that may be results
+  Pool others_;  // that the filter does not admit
   VisitedSet visited_;
   std::vector<Entrance::Found> entrance_;
   std::vector<Expanded> expanded_;
@@ -156,10 +189,11 @@ class Traversal {
   std::vector<Step> batch_;
   std::vector<VectorStep> vector_batch_;
   std::vector<ReadRequest> requests_;
-  std::vector<std::pair<std::uint32_t, std::byte*>> unchecked_;  // units just read
-  std::unordered_map<std::uint32_t, std::byte*> units_;          // unit -> bytes in hand
-  std::unordered_map<std::uint64_t, std::byte*> vector_pages_;   // offset -> bytes in hand
-  std::vector<std::byte*> taken_units_, taken_vectors_;
+  std::vector<std::pair<std::uint32_t, std::byte*>> unchecked_;   // units just read
+  std::unordered_map<std::uint32_t, std::byte*> units_;           // unit -> bytes in hand
+  std::unordered_map<std::uint64_t, std::byte*> vector_pages_;    // offset -> bytes in hand
+  std::deque<std::pair<std::uint32_t, std::byte*>> taken_units_;  // oldest first
+  std::vector<std::byte*> taken_vectors_;
   std::vector<std::vector<std::byte>> raw_copies_;  // of vectors still pending
 
   std::vector<NodeId> fresh_;

@@ -35,9 +35,10 @@ class Units {
     }
   }
 
-  // Units to write `count` times per_unit lists to, runs of neighbours first. They count as in use
-  // from now on; lists are added by moved_in, and settle() releases those that stayed empty.
-  std::vector<std::uint32_t> allocate(std::size_t count) {
+  // Units to write `count` times per_unit lists to, runs of neighbours first, or the lowest. They
+  // count as in use from now on. Lists are added by moved_in, after the unit has been written;
+  // settle() releases those that stayed empty.
+  std::vector<std::uint32_t> allocate(std::size_t count, bool lowest = false) {
     std::lock_guard lock(mutex_);
     reclaim();
     std::vector<std::uint32_t> units;
@@ -46,6 +47,7 @@ class Units {
     // does not grow while it has holes.
     std::uint32_t start = 0, length = 0;
     for (const std::uint32_t u : free_) {
+      if (lowest) break;
       if (length > 0 && u == start + length) {
         ++length;
       } else {
@@ -76,7 +78,7 @@ class Units {
   void moved_out(std::uint32_t unit) {
     if (live_[unit].fetch_sub(1, std::memory_order_relaxed) == 1) retire(unit);
   }
-  // After moving in what was to move in.
+  // Where nothing moved in after all.
   void settle(const std::vector<std::uint32_t>& units) {
     for (const std::uint32_t u : units) {
       if (live_[u].load(std::memory_order_relaxed) == 0) retire(u);
@@ -110,6 +112,13 @@ class Units {
   std::size_t used() const {
     std::lock_guard lock(mutex_);
     return used_;
+  }
+  // Forgets the free ones at the end of the file; gives the size.
+  std::size_t shrink() {
+    std::lock_guard lock(mutex_);
+    reclaim();
+    while (size_ > 0 && free_.erase(static_cast<std::uint32_t>(size_ - 1)) > 0) --size_;
+    return size_;
   }
 
  private:

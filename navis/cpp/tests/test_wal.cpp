@@ -279,7 +279,7 @@ TEST_CASE("wal: the first failure stays") {
                   wal.commit(lsn);
                 }
               } catch (const Error& error) {
-                if (error.kind() != ErrorKind::io) return false;
+                if (error.kind() != ErrorKind::no_space) return false;
                 first = error.what();
               }
             }
@@ -292,7 +292,7 @@ TEST_CASE("wal: the first failure stays") {
                 call();
                 return false;
               } catch (const Error& error) {
-                if (error.kind() != ErrorKind::io || error.what() != first) return false;
+                if (error.kind() != ErrorKind::no_space || error.what() != first) return false;
               }
             }
             return true;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,20 +14,26 @@ from shorthaul.errors import UserError
 
 from navis import building, layouts, quantizer
 from navis.errors import translated
+from navis.filters import Filter, LabelsLike, core_filters, label_rows, value_rows
 from navis.formats import check_finite
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float64]
+LabelSet = npt.NDArray[np.uint32]
 Metric = Literal["l2", "inner_product", "cosine"]
 Dtype = Literal["float32", "float16", "uint8", "int8"]
 LayoutName = Literal["auto", "packed", "selective"]
+FilterMethod = Literal["automatic", "walk", "scan"]
 Durability = Literal["sync", "group", "none"]
+Progress = Callable[[int, int], bool]
 
 # The quantizer is trained anew when an index has grown to these sizes, each four times the last.
 _RETRAIN_AT = (256, 1024, 4096, 16384)
 _CALIBRATE_FROM = 1000  # vectors from which a stop rule is worth calibrating
 _METRICS = ("l2", "inner_product", "cosine")
+_METHODS = ("automatic", "walk", "scan")
 _DTYPES = ("float32", "float16", "uint8", "int8")
 
 
@@ -75,7 +81,9 @@ class Index:
         threads: int = 1,
         seed: int = 0,
         memory_budget: int | None = None,
-        progress: Callable[[int, int], bool] | None = None,
+        labels: LabelsLike | None = None,
+        values: npt.ArrayLike | None = None,
+        progress: Progress | None = None,
         **session: Any,
     ) -> Self:
         """Build an index of vectors and open it.
@@ -100,6 +108,9 @@ class Index:
             memory_budget: Bytes, of `open`, of the layout's choice and of the construction, which
                 cuts a set that does not fit into overlapping clusters. Of a mapped file
                 only what is needed is read.
+            labels: Of the vectors, for filters: an integer each (negative: none), a list of
+                integers each, or `formats.Labels`.
+            values: A number each, for filters by range; NaN: none.
             progress: Called with done and total; returning False stops.
             session: Further options of `open`.
 
@@ -117,6 +128,7 @@ class Index:
         vectors = _checked(given, name, metric, width)
         n, dim = vectors.shape
         numbers = _unique(np.arange(n) if ids is None else ids, n)
+        attributes = (*label_rows(labels, n), value_rows(values, n))
         if not 1 <= degree <= 255:
             raise UserError(f"degree {degree}: use 1 to 255")
         if insert_list < degree or build_list < 1:
@@ -179,6 +191,7 @@ class Index:
                     plan.largest,
                     file,
                     offset,
+                    *attributes,
                 )
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
@@ -299,6 +312,8 @@ class Index:
         k: int = 10,
         *,
         L: int | None = None,
+        filter: Filter | Sequence[Filter] | None = None,
+        filter_method: FilterMethod = "automatic",
         threads: int = 1,
         margin: float | None = None,
         group: int | None = None,
@@ -310,13 +325,16 @@ class Index:
             queries: (n, d) or (d,).
             k: How many, at most the live vectors.
             L: Search list, at least k; max(2k, 40) by default. Longer finds more and reads more.
+            filter: Only vectors that match are found; one for all queries, or one each.
+            filter_method: Walk the graph, scan the codes of all that match, or as costs less.
             threads: Threads of this call.
             margin: Of re-ranking, 0 to 1: smaller reads more vectors.
             group: Vectors read together in re-ranking.
             latencies: Give a third array, microseconds per query.
 
         Returns:
-            ids (n, k) uint64 and distances (n, k) float32, nearest first.
+            ids (n, k) uint64 and distances (n, k) float32, nearest first. Where fewer than k
+            vectors match a filter, the rest are id 2**64 - 1 at distance infinity.
 
         Raises:
             UserError: Wrong dimension, NaN, k beyond what is there.
@@ -338,22 +356,39 @@ class Index:
             raise UserError(f"L {L}: use {k}, which is k, or more")
         options = _core.SearchOptions()
         options.k, options.list, options.threads = k, L or max(2 * k, 40), threads
+        filters = core_filters(filter, len(given))
+        options.filter_method = getattr(
+            _core.FilterMethod, _known("filter_method", filter_method, _METHODS)
+        )
         if margin is not None:
             options.rerank.margin = margin
         if group is not None:
             options.rerank.group = group
         with translated():
-            ids, distances, micros = self._core.search(given, options)
+            ids, distances, micros = self._core.search(given, options, filters)
         if single:
             ids, distances = ids[0], distances[0]
         return (ids, distances, micros) if latencies else (ids, distances)
 
-    def insert(self, ids: npt.ArrayLike, vectors: npt.ArrayLike, *, threads: int = 1) -> int:
+    def insert(
+        self,
+        ids: npt.ArrayLike,
+        vectors: npt.ArrayLike,
+        *,
+        labels: LabelsLike | None = None,
+        values: npt.ArrayLike | None = None,
+        threads: int = 1,
+    ) -> int:
         """Insert vectors, or replace those whose id is known; acknowledged when it returns.
+
+        A vector that is replaced loses the labels and the value it had.
 
         Args:
             ids: (n,) unsigned 64 bits, no duplicates.
             vectors: (n, d), or (d,) with one id.
+            labels: For filters: an integer each (negative: none), a list of integers each, or
+                `formats.Labels`.
+            values: A number each, for filters by range; NaN: none.
             threads: Threads of this call.
 
         Returns:
@@ -367,9 +402,10 @@ class Index:
         given = given[None] if given.ndim == 1 else given
         given = _checked(given, self.dtype.name, self.metric, self.dim)
         numbers = _unique(ids, len(given))
+        attributes = (*label_rows(labels, len(given)), value_rows(values, len(given)))
         with translated():
             before = self._core.stats()["rows"]
-            replaced = int(self._core.insert(numbers, given, threads))
+            replaced = int(self._core.insert(numbers, given, threads, *attributes))
         self._retrain_if_grown(before, before + len(given))
         return replaced
 
@@ -385,6 +421,12 @@ class Index:
         with translated():
             self._core.get(numbers, out)
         return out
+
+    def attributes(self, ids: npt.ArrayLike) -> tuple[list[LabelSet], Values]:
+        """Give the labels and the values (NaN: none) of these ids; unknown is a UserError."""
+        with translated():
+            labels, counts, values = self._core.attributes(_ids(ids))
+        return np.split(labels, np.cumsum(counts)[:-1]) if len(counts) else [], values
 
     def ids(self) -> Ids:
         """Give all live ids, in no order."""
@@ -481,6 +523,54 @@ class Index:
             self._core.checkpoint()
         return best
 
+    def compact(self, progress: Progress | None = None) -> None:
+        """Give back the space of deletes and of moved lists, beside searches and changes.
+
+        Edges to deleted vectors are replaced, their places freed, vectors and lists written anew
+        in the order of the graph, and the files cut. Ended by `progress` or Ctrl-C, the index is
+        whole and keeps what has been done; the next call goes on from there.
+
+        Args:
+            progress: Called with done and total; returning False stops.
+
+        Raises:
+            UserError: Readonly, being compacted already, or stopped by `progress`.
+            NoSpace: The disk is full; nothing is lost.
+        """
+        with translated():
+            self._core.compact(progress or _go_on)
+
+    def snapshot(self, path: Path | str, progress: Progress | None = None) -> None:
+        """Copy the index, as it is at one moment, to a new folder, beside searches and changes.
+
+        Everything acknowledged before the call is in the copy. On file systems that can, it shares
+        its blocks with the index. The folder appears when it is complete and synced.
+
+        Args:
+            path: Folder to make; must not exist, its parent must.
+            progress: Called with done and total bytes; returning False stops. It must not call the
+                index.
+
+        Raises:
+            UserError: Readonly, a bad path, or stopped; nothing is left of the copy.
+            NoSpace: The disk is full; nothing is left of the copy.
+        """
+        with translated():
+            self._core.snapshot(Path(path), progress or _go_on)
+
+    def repair(self) -> dict[str, Any]:
+        """Make edge lists on damaged pages anew, from the cache or by searching for their vectors.
+
+        Returns:
+            `lists`: how many were made anew; `lost`: ids whose vector is damaged: delete them,
+            then insert them anew. In the packed layout a list is lost with its vector.
+
+        Raises:
+            UserError: Readonly.
+        """
+        with translated():
+            return dict(self._core.repair())
+
     def verify(self) -> dict[str, Any]:
         """Read everything and compare; `faults` is empty when all is well."""
         with translated():
@@ -518,6 +608,11 @@ class Index:
 
 
 # ---------------------------------------------------------------------- checks
+
+
+def _go_on(done: int, total: int) -> bool:
+    """Nobody watches, but the engine lets Ctrl-C through when it reports progress."""
+    return True
 
 
 def _known(what: str, value: Any, known: tuple[str, ...]) -> str:
