@@ -96,6 +96,26 @@ void build(const std::filesystem::path& folder, const IndexOptions& options, con
   }
 }
 
+// `edges` has one row per vector, of which the first counts[i] are used.
+void build_from_graph(const std::filesystem::path& folder, const IndexOptions& options,
+                      const py::array& raw, const Ids& ids, const Floats& codebooks,
+                      const py::array_t<std::uint8_t, py::array::c_style>& counts,
+                      const py::array_t<std::uint32_t, py::array::c_style>& edges, NodeId entry,
+                      std::uint64_t seed, const py::object& progress,
+                      const std::filesystem::path& file, std::uint64_t offset) {
+  const auto n = static_cast<std::size_t>(ids.size());
+  check(edges.ndim() == 2 && edges.shape(0) == ids.size() && counts.size() == ids.size(),
+        "one count and one row of edges per vector are needed");
+  const BuildData data{rows_of(raw, options, n), ids.data(), n, file, offset};
+  const Graph graph{static_cast<std::size_t>(edges.shape(1)),
+                    {counts.data(), counts.data() + n},
+                    {edges.data(), edges.data() + edges.size()}};
+  const ProductQuantizer quantizer = quantizer_of(codebooks, working_dim(options));
+  const Progress report = progress_of(progress);
+  Release release;
+  Index::build_from_graph(folder, options, data, graph, entry, quantizer, seed, report);
+}
+
 py::tuple search(Index& index, const Floats& queries, SearchOptions options,
                  const std::vector<Filter>& filters) {
   check(queries.ndim() == 2 && queries.shape(1) == index.options().dim,
@@ -225,7 +245,8 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("share_pages", &OpenOptions::share_pages)
       .def_readwrite("rerank", &OpenOptions::rerank)
       .def_readwrite("pending_bytes", &OpenOptions::pending_bytes)
-      .def_readwrite("checkpoint_bytes", &OpenOptions::checkpoint_bytes);
+      .def_readwrite("checkpoint_bytes", &OpenOptions::checkpoint_bytes)
+      .def_readwrite("write_rate", &OpenOptions::write_rate);
   py::class_<Rerank>(m, "Rerank")
       .def(py::init<>())
       .def_readwrite("group", &Rerank::group)
@@ -256,6 +277,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("seed", &BuildOptions::seed);
 
   m.def("build", &build);
+  m.def("build_from_graph", &build_from_graph);
   m.def("simulate_cache",
         [](const py::array_t<std::uint32_t, py::array::c_style>& ids,
            const py::array_t<std::uint32_t, py::array::c_style>& depths, std::size_t entries,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <utility>
+#include <vector>
 
 #include "cache_impl.hpp"
 
@@ -287,6 +288,37 @@ std::size_t EdgeCache::memory_bytes() const {
   if (impl_->slab.capacity() == 0) return 0;
   return sizeof(Impl) + impl_->slab.bytes() +
          impl_->shard_count() * shard_bytes(impl_->buckets, impl_->pages);
+}
+
+std::size_t EdgeCache::limit_bytes() const {
+  return sizeof(Impl) + impl_->slab.cells() * impl_->slab.cell_bytes() +
+         impl_->shard_count() * shard_bytes(impl_->buckets, impl_->pages);
+}
+
+void EdgeCache::shrink(std::size_t bytes) {
+  Impl& impl = *impl_;
+  const std::size_t cells = impl.slab.cells();
+  const std::size_t fewer = divide_up(bytes, impl.slab.cell_bytes());
+  impl.slab.lower(cells - std::min(cells, fewer));
+  std::vector<Cell> beyond;
+  for (std::size_t i = 0; i < impl.shard_count(); ++i) {
+    Shard& shard = impl.shards[i];
+    const std::lock_guard<std::mutex> lock(shard.mutex);
+    for (std::size_t p = 0; p < impl.pages; ++p) {
+      if (!impl.slab.holds(shard.pages[p])) impl.relocate_page(shard, shard.pages[p]);
+    }
+    beyond.clear();
+    for (std::size_t b = 0; b < impl.buckets; ++b) {
+      for (Cell cell = shard.heads[b]; cell != kNoCell; cell = impl.slab.at(cell)[kNext]) {
+        if (!impl.slab.holds(cell)) beyond.push_back(cell);
+      }
+    }
+    for (const Cell cell : beyond) {
+      // It may have made room for one before it.
+      if (impl.lookup(shard, impl.slab.at(cell)[kId]) == cell) impl.relocate(shard, cell);
+    }
+  }
+  impl.slab.release_rest();
 }
 
 CacheCounters EdgeCache::counters() const {

@@ -63,9 +63,14 @@ class EdgeCache {
   bool pin(NodeId id, std::span<const NodeId> list);
   void unpin(NodeId id);
 
+  // Gives so many bytes of the budget up, those of the coldest entries as far as it goes, and the
+  // memory back to the system. Beside all other calls.
+  void shrink(std::size_t bytes);
+
   std::size_t entries() const;
   std::size_t capacity() const;      // entries that fit beside the frequencies so far
   std::size_t memory_bytes() const;  // held now, never above the budget
+  std::size_t limit_bytes() const;   // held when full
   CacheCounters counters() const;
   // Every access as (id, depth), for cachesim: set before use, called under a shard's lock, so by
   // several threads at once.

@@ -83,6 +83,9 @@ struct EdgeCache::Impl {
   // Evicts one entry of another shard. Called without a lock, as a thread holds one shard's at
   // most.
   bool make_room(std::size_t other_than);
+  // Out of a cell that is to go: to another if it is pinned or outweighs what is there.
+  void relocate(Shard& shard, Cell from);
+  void relocate_page(Shard& shard, Cell& page);
   bool is_pinned(Cell cell) const { return (slab.at(cell)[cache::kLength] & cache::kPinned) != 0; }
 
   // Where the frequency of `id` is; null where its page is not made.

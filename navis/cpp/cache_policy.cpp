@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "cache_impl.hpp"
 
@@ -87,6 +88,58 @@ bool EdgeCache::Impl::make_room(std::size_t other_than) {
     return true;
   }
   return false;
+}
+
+void EdgeCache::Impl::relocate(Shard& shard, Cell from) {
+  const NodeId id = slab.at(from)[kId];
+  const bool pinned = is_pinned(from);
+  std::vector<NodeId> list(degree);
+  list.resize(static_cast<std::size_t>(copy(from, list.data())));
+  const Heat* its = heat_of(shard, id, false);
+  const std::uint32_t own = its == nullptr ? 0 : *its;
+  remove(shard, from);
+  slab.give_entry(from);
+  Cell to = slab.take_entry();
+  while (to == kNoCell) {
+    std::uint32_t heat = 0;
+    const Cell other = victim(shard, heat);
+    // Of LRU all but the pinned go: which of two is older is not looked for.
+    if (other == kNoCell || (!pinned && (policy == CachePolicy::lru || own <= heat))) break;
+    evict(shard, other);
+    if (slab.holds(other)) {
+      to = other;
+    } else {
+      slab.give_entry(other);
+    }
+  }
+  if (to == kNoCell) {
+    ++shard.counters.evicted;
+  } else {
+    insert(shard, to, id, list, pinned);
+  }
+}
+
+void EdgeCache::Impl::relocate_page(Shard& shard, Cell& page) {
+  Cell to = slab.take_page();
+  while (to == kNoCell) {
+    std::uint32_t heat = 0;
+    const Cell other = victim(shard, heat);
+    if (other == kNoCell) break;
+    evict(shard, other);
+    if (slab.holds(other)) {
+      slab.make_page();
+      to = other;
+    } else {
+      slab.give_entry(other);
+    }
+  }
+  if (to == kNoCell) {
+    --shard.pages_made;
+  } else {
+    std::memcpy(slab.at(to), slab.at(page), heats_a_page * sizeof(Heat));
+  }
+  slab.give_page(page);
+  page = to;
 }
 
 // Beyond the pages there may be, ids share.

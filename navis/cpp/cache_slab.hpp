@@ -2,6 +2,9 @@
 // frequencies, so that one can be had for the other and the budget holds by construction. Internal.
 #pragma once
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -54,11 +57,55 @@ class Slab {
   }
   void give_entry(Cell cell) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    *at(cell) = free_;
-    free_ = cell;
+    if (holds(cell)) {
+      *at(cell) = free_;
+      free_ = cell;
+    }
     --entries_;
     note_room();
   }
+  // The page in this cell is no more.
+  void give_page(Cell cell) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (holds(cell)) {
+      *at(cell) = free_;
+      free_ = cell;
+    }
+    --pages_;
+    note_room();
+  }
+
+  // Lets the last cells go, but for those in use, which the caller then empties: nobody is given
+  // them any more.
+  void lower(std::size_t cells) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (cells >= cells_) return;
+    cells_ = cells;
+    Cell kept = kNoCell;
+    while (free_ != kNoCell) {
+      const Cell cell = free_;
+      free_ = *at(cell);
+      if (!holds(cell)) continue;
+      *at(cell) = kept;
+      kept = cell;
+    }
+    free_ = kept;
+    note_room();
+  }
+  bool holds(Cell cell) const { return cell <= cells_.load(std::memory_order_relaxed); }
+  // Gives the system back what lies behind the last cell, where nothing is left.
+  void release_rest() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto all = reinterpret_cast<std::uintptr_t>(words_.get());
+    const auto first =
+        (all + cells_ * cell_words_ * sizeof(std::uint32_t) + page - 1) / page * page;
+    const auto last = (all + touched_ * cell_words_ * sizeof(std::uint32_t)) / page * page;
+    if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    if (touched_ > cells_) touched_ = cells_;
+  }
+  std::size_t cell_bytes() const { return cell_words_ * sizeof(std::uint32_t); }
+  std::size_t cells() const { return cells_.load(std::memory_order_relaxed); }
 
   std::size_t entries() const {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -66,7 +113,8 @@ class Slab {
   }
   std::size_t capacity() const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return entry_limit_ < cells_ - pages_ ? entry_limit_ : cells_ - pages_;
+    const std::size_t room = pages_ < cells_ ? cells_ - pages_ : 0;
+    return entry_limit_ < room ? entry_limit_ : room;
   }
   // Of cells that are or were in use.
   std::size_t bytes() const {
@@ -88,7 +136,9 @@ class Slab {
                     std::memory_order_relaxed);
   }
 
-  const std::size_t cell_words_, cells_, entry_limit_;
+  const std::size_t cell_words_;
+  std::atomic<std::size_t> cells_;
+  const std::size_t entry_limit_;
   const std::unique_ptr<std::uint32_t[]> words_;
   mutable std::mutex mutex_;  // for what follows; taken inside a shard's, never the other way
   std::atomic<bool> has_room_ = false;  // spares the mutex once the cache is full

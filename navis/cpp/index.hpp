@@ -46,6 +46,8 @@ struct Stats {
   std::uint64_t next_lsn = 0, durable_lsn = 0, wal_bytes = 0;
   std::uint64_t replayed_records = 0, dropped_wal_bytes = 0;
   std::uint64_t files_bytes = 0;
+  std::uint64_t budget_bytes = 0;  // written, or read by compaction, within the writers' budget
+  double budget_wait_s = 0;        // and how long writers have waited for it, all together
   WalCounters wal;
   CacheCounters cache;
   bool uring = false;
@@ -67,7 +69,8 @@ struct Stats {
     f("pending_bytes", pending_bytes); f("id_map_bytes", id_map_bytes); f("next_lsn", next_lsn);
     f("durable_lsn", durable_lsn); f("wal_bytes", wal_bytes);
     f("replayed_records", replayed_records); f("dropped_wal_bytes", dropped_wal_bytes);
-    f("files_bytes", files_bytes); f("uring", uring); f("io_reason", io_reason);
+    f("files_bytes", files_bytes); f("budget_bytes", budget_bytes);
+    f("budget_wait_s", budget_wait_s); f("uring", uring); f("io_reason", io_reason);
     // clang-format on
   }
 };
@@ -92,7 +95,7 @@ struct VerifyReport {
 
 struct RepairReport {
   std::size_t lists = 0;            // made anew
-  std::vector<std::uint64_t> lost;  // ids whose vector is damaged: to be deleted, or inserted again
+  std::vector<std::uint64_t> lost;  // ids whose vector is damaged: to be deleted, then inserted
 
   template <class F>
   void each(F&& f) const {
@@ -114,8 +117,15 @@ class Index {
                                 const BuildData& data, const ProductQuantizer& quantizer,
                                 std::span<const float> centres, std::size_t largest,
                                 const BuildOptions& how, const Progress& progress);
-  // The same from a graph made elsewhere (out-of-core build, import): row i of the graph is row i
-  // of the data. `stored(i)` gives n raw bytes of vector i, in any order.
+  // The same with a graph made elsewhere (import), kept as it is: row i of it is row i of the data,
+  // `entry` where searches without an entrance graph begin. Error(bad_input) where an edge leads
+  // nowhere, to its own node or twice to another.
+  static void build_from_graph(const std::filesystem::path& folder, const IndexOptions& options,
+                               const BuildData& data, const Graph& graph, NodeId entry,
+                               const ProductQuantizer& quantizer, std::uint64_t seed,
+                               const Progress& progress);
+  // What the builds have in common: writes the files. `stored(i)` gives the raw bytes of vector i,
+  // in any order.
   static void write(const std::filesystem::path& folder, const IndexOptions& options,
                     const Graph& graph, const std::function<const std::byte*(std::size_t)>& stored,
                     const std::uint64_t* ids, const ProductQuantizer& quantizer, NodeId medoid,
@@ -228,7 +238,16 @@ class Index {
   std::uint64_t load_state();
   void replay(std::uint64_t from_lsn);
   void apply(std::uint64_t lsn, std::uint32_t type, std::span<const std::byte> payload);
+
+  // index_memory.cpp
+  struct Needed {
+    std::uint64_t tables = 0, buffers = 0;  // bytes
+    std::uint64_t sum() const { return tables + buffers; }
+  };
+  Needed needed_memory() const;
   void plan_memory();
+  void keep_within_budget();
+  void require_budget();
   void warm();
 
   std::unique_ptr<Store> store_;
@@ -252,6 +271,10 @@ class Index {
   std::deque<NodeId> recent_;  // committed last; a search under way may have missed them
   std::mutex recent_mutex_;
   std::size_t pending_limit_ = 0;  // lists
+  std::uint64_t pending_bytes_ = 0;
+  std::mutex plan_;  // before commit_
+  std::atomic<NodeId> planned_rows_{0};
+  std::atomic<bool> outgrown_{false};  // there is no room for more vectors in the budget
   std::uint64_t checkpoint_bytes_ = 0, state_bytes_ = 0;
   std::uint64_t replayed_ = 0, dropped_ = 0, next_lsn_ = 1;
 };

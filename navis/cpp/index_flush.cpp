@@ -11,8 +11,7 @@ namespace navis {
 
 namespace {
 
-constexpr std::size_t kRunBytes = 128 * 1024;  // neighbouring pages are written as one request
-constexpr std::size_t kFlips = 1024;           // places changed before others get the lock
+constexpr std::size_t kFlips = 1024;  // places changed before others get the lock
 
 }  // namespace
 
@@ -76,7 +75,7 @@ void Index::place_lists(Lane& lane, const std::vector<ListCopy>& lists,
       }
       page.finish(units[first + u], newest);
       const bool continues = u > 0 && units[first + u] == units[first + u - 1] + 1 &&
-                             writes.back().bytes.size() + unit_bytes <= kRunBytes;
+                             writes.back().bytes.size() + unit_bytes <= IoBudget::kPortion;
       if (continues) {
         writes.back().bytes = {writes.back().bytes.data(), writes.back().bytes.size() + unit_bytes};
       } else {
@@ -209,6 +208,7 @@ bool Index::clean_units(Lane& lane) {
 // Called by writers after a change: keeps what is pending, the log and the unused space bounded.
 void Index::maintain() {
   Store& s = *store_;
+  keep_within_budget();
   const std::size_t pending = s.lists.size();
   if (pending >= pending_limit_) {
     // One writer flushes; the others go on unless they are far ahead of it.

@@ -345,6 +345,7 @@ std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::s
                           std::size_t threads, const AttributeRows& attributes) {
   require_open(true);
   attributes.check(n);
+  require_budget();
   warm();
   Store& s = *store_;
   const std::size_t raw_bytes = s.space.raw_bytes();

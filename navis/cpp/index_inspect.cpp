@@ -1,10 +1,42 @@
-// Looking into an index: statistics, lists, the path of a search.
+// Looking into an index: ids, vectors, statistics, lists, the path of a search.
 #include <algorithm>
 
 #include "index.hpp"
 #include "index_detail.hpp"
 
 namespace navis {
+
+bool Index::contains(std::uint64_t id) {
+  std::lock_guard lock(commit_);
+  return id_map_.find(id) != kNoNode;
+}
+
+std::vector<std::uint64_t> Index::ids() {
+  std::lock_guard lock(commit_);
+  std::vector<std::uint64_t> all;
+  for (NodeId node = 0; node < store_->rows; ++node) {
+    if (store_->is_live(node)) all.push_back(store_->external[node]);
+  }
+  return all;
+}
+
+void Index::get(const std::uint64_t* ids, std::size_t n, std::byte* raw) {
+  require_open(false);
+  Store& s = *store_;
+  const std::size_t raw_bytes = s.space.raw_bytes();
+  const auto guard = s.epochs.enter_guard();
+  for (std::size_t i = 0; i < n; ++i) {
+    NodeId node;
+    {
+      std::lock_guard lock(commit_);
+      node = id_map_.find(ids[i]);
+    }
+    if (node == kNoNode) {
+      throw Error(ErrorKind::bad_input, "id " + std::to_string(ids[i]) + " is not in the index");
+    }
+    s.read_vector(node, raw + i * raw_bytes);
+  }
+}
 
 std::vector<std::vector<std::uint64_t>> Index::trace(const float* queries, std::size_t n,
                                                      std::size_t list, bool seek) {
@@ -89,6 +121,8 @@ Stats Index::stats() {
   stats.rows = s.rows;
   stats.live = s.live;
   stats.unused = s.unused;
+  stats.budget_bytes = s.budget.taken();
+  stats.budget_wait_s = s.budget.waited_s();
   stats.deleted = stats.rows - stats.live - stats.unused;
   stats.units = s.units.size();
   stats.units_used = s.units.used();

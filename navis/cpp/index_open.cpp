@@ -1,4 +1,4 @@
-// Opening, recovery, closing; search; statistics and verification.
+// Opening, recovery and closing.
 #include <fcntl.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -10,18 +10,11 @@
 #include <unordered_set>
 
 #include "bytes.hpp"
+#include "closed_mark.hpp"
 #include "index.hpp"
 #include "index_detail.hpp"
 
 namespace navis {
-
-namespace {
-
-std::string megabytes(std::uint64_t bytes) {
-  return std::to_string((bytes + (1U << 20U) - 1) >> 20U) + " MiB";
-}
-
-}  // namespace
 
 Index::Index(const std::filesystem::path& folder, const OpenOptions& session)
     : store_(std::make_unique<Store>(folder, read_options(folder), session)),
@@ -47,6 +40,8 @@ Index::Index(const std::filesystem::path& folder, const OpenOptions& session)
     s.pages = File::open(folder / (s.packed() ? "records.dat" : "edges.dat"), mode, session.direct);
     if (!s.packed()) s.vectors = File::open(folder / "vectors.dat", mode, session.direct);
     margin_ = s.options.margin;
+    // Before the log is read: a writer may be at work while we only read.
+    const std::uint64_t closed = read_closed_mark(lock_path);
     const std::uint64_t from = load_state();
     // Units by what the tables name; the log then moves lists out of them. The state file names
     // no unit that was not durable before it: one behind the file's end has been cut off, and who
@@ -61,6 +56,12 @@ Index::Index(const std::filesystem::path& folder, const OpenOptions& session)
     s.units.load(counts);
     plan_memory();
     replay(from);
+    if (next_lsn_ < closed) {
+      throw Error(ErrorKind::corrupt, (folder / "wal").string() + ": the log ends before record " +
+                                          std::to_string(next_lsn_) + ", but had all before " +
+                                          std::to_string(closed) +
+                                          " when the index was closed: it has been cut off");
+    }
     take_stock();
     if (!session.readonly) {
       WalOptions options;
@@ -91,7 +92,10 @@ void Index::close() {
   closed_ = true;
   std::exception_ptr failure;
   try {
-    if (wal_) wal_->flush();
+    if (wal_) {
+      wal_->flush();
+      write_closed_mark(lock_fd_, wal_->next_lsn());
+    }
   } catch (...) {
     failure = std::current_exception();
   }
@@ -161,105 +165,6 @@ void Index::take_stock() {
   s.slots.load(slots, [&](auto&& used) {
     for (NodeId id = 0; id < rows; ++id) {
       if (s.state[id] != NodeState::free && s.vector_slot[id] != kNoSlot) used(s.vector_slot[id]);
-    }
-  });
-}
-
-// Divides the memory budget: tables, codes and entrance graph are needed, the cache has the rest.
-void Index::plan_memory() {
-  Store& s = *store_;
-  const std::size_t entry_bytes =
-      160 + 4 * s.options.degree + (s.packed() ? s.space.raw_bytes() : 0);
-  const std::uint64_t codes = s.quantized()->codes.memory_bytes();
-  const std::uint64_t fixed = s.table_bytes() + s.attributes.memory_bytes() + codes +
-                              s.entrance.memory_bytes() + std::uint64_t{s.rows} * 8;
-  // Two threads' traversals, each holding the pages of a position seeking.
-  const std::uint64_t lanes = std::uint64_t{2} * s.session.in_flight * (s.options.insert_list + 8) *
-                                  s.format.unit_bytes() / 2 +
-                              (std::uint64_t{2} << 20U);
-  const std::uint64_t budget = s.session.memory_budget;
-  std::uint64_t pending = s.session.pending_bytes;
-  if (pending == 0) {
-    pending =
-        budget ? std::clamp<std::uint64_t>(budget / 16, 64 * entry_bytes, 8U << 20U) : 2U << 20U;
-  }
-  pending_limit_ = std::max<std::size_t>(64, pending / entry_bytes);
-  const std::uint64_t needed = fixed + lanes + 2 * pending;
-  if (budget && budget < needed) {
-    throw Error(ErrorKind::bad_input,
-                "a memory budget of " + megabytes(budget) + " is too small for this index: give " +
-                    megabytes(needed) + " (tables and codes " + megabytes(fixed) + ", buffers " +
-                    megabytes(lanes + 2 * pending) + ") or more");
-  }
-  checkpoint_bytes_ = s.session.checkpoint_bytes
-                          ? s.session.checkpoint_bytes
-                          : std::max<std::uint64_t>(64U << 20U, state_bytes_ / 2);
-  if (!s.packed() && s.session.cache != CachePolicy::none) {
-    const std::uint64_t all = (std::uint64_t{s.rows} * 5 / 4 + 65536) * (4 * s.options.degree + 24);
-    const std::uint64_t rest = budget ? std::min(budget - needed, all) : all;
-    s.cache = std::make_unique<EdgeCache>(rest, s.options.degree, s.session.cache, 1);
-  }
-}
-
-// Fills the cache before the first search: with every list if all fit, in one sweep of the file,
-// and otherwise with the entrance nodes', which never leave.
-void Index::warm() {
-  std::call_once(warmed_, [this] {
-    Store& s = *store_;
-    if (!s.cache || s.rows == 0) return;
-    const auto guard = s.epochs.enter_guard();
-    const std::size_t unit_bytes = s.format.unit_bytes();
-    std::vector<std::pair<std::uint32_t, NodeId>> wanted;  // location, node
-    const bool all = s.cache->capacity() >= s.rows;
-    const std::vector<NodeId> entrance = [&] {
-      std::lock_guard lock(commit_);
-      return s.entrance.ids();
-    }();
-    if (all) {
-      for (NodeId id = 0; id < s.rows; ++id) wanted.emplace_back(s.location[id].load(), id);
-    } else if (entrance.size() * 2 < s.cache->capacity()) {
-      for (const NodeId id : entrance) wanted.emplace_back(s.location[id].load(), id);
-    }
-    std::erase_if(wanted, [](const auto& w) { return w.first >= kPendingLoc; });
-    std::sort(wanted.begin(), wanted.end());
-    auto lease = lane();
-    constexpr std::size_t kBatch = 256;
-    shorthaul::uring::Buffer buffer(kBatch * unit_bytes);
-    for (std::size_t first = 0; first < wanted.size();) {
-      std::vector<std::uint32_t> units;
-      std::size_t last = first;
-      for (; last < wanted.size(); ++last) {
-        const std::uint32_t unit = s.unit_of(wanted[last].first);
-        if (!units.empty() && units.back() == unit) continue;
-        if (units.size() == kBatch) break;
-        units.push_back(unit);
-      }
-      std::vector<ReadRequest> reads;  // neighbouring units as one request
-      for (std::size_t u = 0; u < units.size(); ++u) {
-        if (u > 0 && units[u] == units[u - 1] + 1) {
-          reads.back().bytes += unit_bytes;
-        } else {
-          reads.push_back({&s.pages, s.unit_offset(units[u]), unit_bytes,
-                           buffer.span(u * unit_bytes, unit_bytes).data()});
-        }
-      }
-      lease->read(reads);
-      std::size_t u = 0;
-      for (; first < last; ++first) {
-        const auto [at, id] = wanted[first];
-        while (units[u] != s.unit_of(at)) ++u;
-        const PageView page(s.format, buffer.data() + u * unit_bytes);
-        // A damaged page is reported by whoever needs it.
-        if (!page.fault(units[u]).empty() || page.id(s.slot_of(at)) != id) continue;
-        const auto list = page.list(s.slot_of(at));
-        const auto current = [&s, id = id, at = at] { return s.location[id].load() == at; };
-        if (all) {
-          s.cache->offer(id, list, current);
-        } else {
-          std::lock_guard lock(commit_);
-          if (current()) s.cache->pin(id, list);
-        }
-      }
     }
   });
 }
@@ -363,38 +268,6 @@ void Index::apply(std::uint64_t lsn, std::uint32_t type, std::span<const std::by
     s.medoid = medoid;
   } else {
     throw Error(ErrorKind::environment, "the log holds a record of an unknown type; update navis");
-  }
-}
-
-bool Index::contains(std::uint64_t id) {
-  std::lock_guard lock(commit_);
-  return id_map_.find(id) != kNoNode;
-}
-
-std::vector<std::uint64_t> Index::ids() {
-  std::lock_guard lock(commit_);
-  std::vector<std::uint64_t> all;
-  for (NodeId node = 0; node < store_->rows; ++node) {
-    if (store_->is_live(node)) all.push_back(store_->external[node]);
-  }
-  return all;
-}
-
-void Index::get(const std::uint64_t* ids, std::size_t n, std::byte* raw) {
-  require_open(false);
-  Store& s = *store_;
-  const std::size_t raw_bytes = s.space.raw_bytes();
-  const auto guard = s.epochs.enter_guard();
-  for (std::size_t i = 0; i < n; ++i) {
-    NodeId node;
-    {
-      std::lock_guard lock(commit_);
-      node = id_map_.find(ids[i]);
-    }
-    if (node == kNoNode) {
-      throw Error(ErrorKind::bad_input, "id " + std::to_string(ids[i]) + " is not in the index");
-    }
-    s.read_vector(node, raw + i * raw_bytes);
   }
 }
 

@@ -83,7 +83,7 @@ IndexOptions read_options(const std::filesystem::path& folder) {
 
 std::uint64_t save_state(Store& s, const std::shared_ptr<Quantized>& quantized,
                          std::uint64_t begin_lsn, std::mutex& commit, Wal* wal) {
-  SectionWriter file(s.folder / "state.nav");
+  SectionWriter file(s.folder / "state.nav", [&](std::uint64_t bytes) { s.budget.take(bytes); });
   std::uint32_t rows;
   bool attributed;  // what is given its first attributes behind us is in the log
   {

@@ -9,7 +9,6 @@ namespace navis {
 
 namespace {
 
-constexpr std::size_t kRunBytes = 128 * 1024;     // neighbouring pages are written as one request
 constexpr std::size_t kBatchBytes = 1024 * 1024;  // pages held at once
 
 }  // namespace
@@ -39,7 +38,7 @@ void Index::write_vectors(Lane& lane, std::span<const std::uint32_t> slots,
         reads.push_back({&s.vectors, page * bytes, bytes, whole.data()});
       }
       if (!pages.empty() && page == pages.back() + 1 &&
-          writes.back().bytes.size() + bytes <= kRunBytes) {
+          writes.back().bytes.size() + bytes <= IoBudget::kPortion) {
         writes.back().bytes = {writes.back().bytes.data(), writes.back().bytes.size() + bytes};
       } else {
         writes.push_back({&s.vectors, page * bytes, whole});

@@ -1,4 +1,6 @@
 // Making an index: graph, order on disk, files, first checkpoint.
+#include <unistd.h>
+
 #include <algorithm>
 #include <random>
 
@@ -6,6 +8,7 @@
 #include "index.hpp"
 #include "index_detail.hpp"
 #include "packing.hpp"
+#include "posix_file.hpp"
 #include "section_file.hpp"
 
 namespace navis {
@@ -86,7 +89,7 @@ void Index::write(const std::filesystem::path& folder, const IndexOptions& optio
                   std::uint64_t seed, const AttributeRows& attributes) {
   const std::size_t n = graph.size();
   attributes.check(n);
-  Store s(folder, options, OpenOptions{});
+  Store s(folder, options, OpenOptions{.write_rate = 0});
   if (quantizer.dim() != s.space.dim()) {
     throw Error(ErrorKind::bad_input, "the quantizer is for " + std::to_string(quantizer.dim()) +
                                           " dimensions, the index has " +
@@ -154,6 +157,11 @@ void Index::write(const std::filesystem::path& folder, const IndexOptions& optio
   }
   std::mutex alone;
   save_state(s, quantized, 1, alone, nullptr);
+  // The folder's own name, and those of folders that may have been made for it.
+  for (auto at = std::filesystem::absolute(folder); at.has_relative_path(); at = at.parent_path()) {
+    if (::access(at.parent_path().c_str(), R_OK) != 0) break;  // so not made by us
+    posix::sync_folder(at.parent_path());
+  }
 }
 
 }  // namespace navis

@@ -123,6 +123,7 @@ void Lane::write(const std::vector<WriteRequest>& requests) {
   while (finished < requests.size()) {
     for (; sent < requests.size() && ring_.in_flight() < ring_.depth(); ++sent) {
       const WriteRequest& w = requests[sent];
+      store_.budget.take(w.bytes.size());
       ring_.write(*w.file, w.offset, w.bytes, sent);
     }
     completions_.clear();

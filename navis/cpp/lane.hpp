@@ -21,7 +21,8 @@ class Lane {
 
   // Does these reads now, e.g. one record; throws Error(io) naming the file.
   void read(const std::vector<ReadRequest>& requests);
-  // Writes, merged by the caller; throws Error(io | no_space) naming the file.
+  // Writes, merged by the caller, within the writers' budget; throws Error(io | no_space) naming
+  // the file.
   struct WriteRequest {
     const shorthaul::uring::File* file;
     std::uint64_t offset;

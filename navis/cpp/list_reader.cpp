@@ -7,7 +7,6 @@ namespace navis {
 namespace {
 
 constexpr std::size_t kHeldBytes = 1024 * 1024;
-constexpr std::size_t kRunBytes = 128 * 1024;  // neighbouring units are read as one request
 
 }  // namespace
 
@@ -39,12 +38,14 @@ void ListReader::fetch(std::span<const std::uint32_t> units) {
   std::vector<ReadRequest> reads;
   for (std::size_t i = 0; i < wanted.size(); ++i, at += bytes) {
     held_[wanted[i]] = at;
-    if (i > 0 && wanted[i] == wanted[i - 1] + 1 && reads.back().bytes + bytes <= kRunBytes) {
+    if (i > 0 && wanted[i] == wanted[i - 1] + 1 &&
+        reads.back().bytes + bytes <= IoBudget::kPortion) {
       reads.back().bytes += bytes;
     } else {
       reads.push_back({&store_.pages, store_.unit_offset(wanted[i]), bytes, at});
     }
   }
+  store_.budget.take(wanted.size() * bytes);
   lane_.read(reads);
   store_.counters.flush_reads.fetch_add(reads.size(), std::memory_order_relaxed);
   for (const std::uint32_t u : wanted) {

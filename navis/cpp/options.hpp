@@ -50,6 +50,8 @@ struct OpenOptions {
   bool rerank = true;                  // read vectors until the top k is stable; false: all of them
   std::uint64_t pending_bytes = 0;     // changed lists held before they are written; 0: by budget
   std::uint64_t checkpoint_bytes = 0;  // of log after which a checkpoint is taken; 0: by size
+  // Of page files, checkpoints and compaction, bytes per second; 0: no limit. See IoBudget.
+  std::uint64_t write_rate = std::uint64_t{256} << 20U;
 };
 
 // How far convergence-aware re-ranking looks before it calls the top k stable.

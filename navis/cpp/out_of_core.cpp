@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "build_rows.hpp"
 #include "index.hpp"
 #include "index_detail.hpp"
 
@@ -10,29 +11,8 @@ namespace navis {
 
 namespace {
 
-// The rows, from memory or from their file; a pointer is good until the next call.
-class Rows {
- public:
-  Rows(const BuildData& data, std::size_t raw_bytes) : data_(data), raw_bytes_(raw_bytes) {
-    if (data.file.empty()) return;
-    file_ = shorthaul::uring::File::open(data.file, shorthaul::uring::File::Mode::read, false);
-    buffer_.resize(raw_bytes);
-  }
-  const std::byte* row(std::size_t i) {
-    if (!file_) return data_.raw + i * raw_bytes_;
-    file_.read_at(data_.offset + i * raw_bytes_, buffer_);
-    return buffer_.data();
-  }
-
- private:
-  const BuildData& data_;
-  std::size_t raw_bytes_;
-  shorthaul::uring::File file_;
-  std::vector<std::byte> buffer_;
-};
-
 // Each row goes to its two nearest centres that still have room.
-std::vector<std::vector<NodeId>> assign(Rows& rows, std::size_t n, const WorkingSpace& space,
+std::vector<std::vector<NodeId>> assign(BuildRows& rows, std::size_t n, const WorkingSpace& space,
                                         std::span<const float> centres, std::size_t largest) {
   const std::size_t dim = space.dim(), count = centres.size() / dim;
   std::vector<std::vector<NodeId>> members(count);
@@ -68,7 +48,7 @@ void Index::build_out_of_core(const std::filesystem::path& folder, const IndexOp
   if (centres.size() % dim || centres.size() / dim * largest < data.n) {
     throw Error(ErrorKind::bad_input, "the clusters have no room for every vector");
   }
-  Rows rows(data, space.raw_bytes());
+  BuildRows rows(data, space.raw_bytes());
   const auto members = assign(rows, data.n, space, centres, largest);
 
   std::vector<std::uint8_t> codes(data.n * bytes);
@@ -120,7 +100,7 @@ void Index::build_out_of_core(const std::filesystem::path& folder, const IndexOp
   attach_unreachable(graph, middle, how.search_list, distance);
   write(
       folder, options, graph, [&](std::size_t i) { return rows.row(i); }, data.ids, quantizer,
-      middle, how.seed);
+      middle, how.seed, data.attributes);
 }
 
 }  // namespace navis

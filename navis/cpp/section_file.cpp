@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "crc32c.hpp"
+#include "io_budget.hpp"
 #include "posix_file.hpp"
 
 namespace navis {
@@ -68,8 +69,8 @@ void remove_quietly(const std::filesystem::path& path) {
 }  // namespace
 
 struct SectionWriter::Impl {
-  explicit Impl(std::filesystem::path given)
-      : path(std::move(given)), partial(with_suffix(path, ".partial")) {
+  Impl(std::filesystem::path given, Pace asked)
+      : path(std::move(given)), partial(with_suffix(path, ".partial")), pace(std::move(asked)) {
     file = std::make_unique<posix::File>(partial, posix::Open::replace, true);
     buffer.reserve(kWriteBytes + kChunkBytes + 2 * kPageBytes);
     buffer.append_zeros(kPageBytes);
@@ -122,8 +123,13 @@ struct SectionWriter::Impl {
   }
 
   void write_blocks(std::size_t count) {
-    file->write_at(written, buffer.data(), count);
-    written += count;
+    const std::size_t portion = pace ? IoBudget::kPortion : count;
+    for (std::size_t done = 0; done < count; done += portion) {
+      const std::size_t now = std::min(portion, count - done);
+      if (pace) pace(now);
+      file->write_at(written, buffer.data() + done, now);
+      written += now;
+    }
     const std::size_t rest = buffer.size() - count;
     std::memmove(buffer.data(), buffer.data() + count, rest);
     buffer.clear();
@@ -147,6 +153,7 @@ struct SectionWriter::Impl {
   }
 
   const std::filesystem::path path, partial;
+  const Pace pace;
   std::unique_ptr<posix::File> file;  // none: finished or failed
   posix::AlignedBuffer buffer;        // what follows the first `written` bytes
   std::uint64_t written = 0;
@@ -156,8 +163,8 @@ struct SectionWriter::Impl {
   std::uint32_t chunks = 0;
 };
 
-SectionWriter::SectionWriter(std::filesystem::path path)
-    : impl_(std::make_unique<Impl>(std::move(path))) {}
+SectionWriter::SectionWriter(std::filesystem::path path, Pace pace)
+    : impl_(std::make_unique<Impl>(std::move(path), std::move(pace))) {}
 
 SectionWriter::~SectionWriter() {
   if (impl_->file) remove_quietly(impl_->partial);

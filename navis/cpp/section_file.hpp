@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -25,7 +26,10 @@ class SectionWriter {
  public:
   // Writes to path + ".partial". Uses O_DIRECT in large blocks where the file system has it, so
   // that a checkpoint does not fill the page cache.
-  explicit SectionWriter(std::filesystem::path path);
+  // `pace`, if given, is asked before each write of so many bytes, which then are no more than
+  // IoBudget::kPortion.
+  using Pace = std::function<void(std::uint64_t)>;
+  explicit SectionWriter(std::filesystem::path path, Pace pace = {});
   ~SectionWriter();  // without finish(): deletes the partial file
   SectionWriter(const SectionWriter&) = delete;
   SectionWriter& operator=(const SectionWriter&) = delete;

@@ -13,7 +13,8 @@ Store::Store(std::filesystem::path where, const IndexOptions& index, const OpenO
       units(epochs),
       slots(epochs),
       entrance(epochs),
-      attributes(epochs) {}
+      attributes(epochs),
+      budget(open.write_rate) {}
 
 VectorPlace Store::slot_place(std::uint32_t slot) const {
   const std::size_t raw = space.raw_bytes();

@@ -12,6 +12,7 @@
 #include "chunked.hpp"
 #include "entrance.hpp"
 #include "epoch.hpp"
+#include "io_budget.hpp"
 #include "options.hpp"
 #include "page.hpp"
 #include "pending.hpp"
@@ -60,6 +61,7 @@ struct Store {
   Attributes attributes;
   std::unique_ptr<EdgeCache> cache;  // selective layout only
   Counters counters;
+  IoBudget budget;
 
   // By node. `rows` have been made; those whose state is not free hold a vector.
   std::atomic<std::uint32_t> rows{0};

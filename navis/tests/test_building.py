@@ -50,3 +50,23 @@ def test_clusters_are_as_good_as_one_piece(tmp_path: Path) -> None:
         assert recall(ids.astype(np.int64), truth.ids, 10) >= 0.97
         assert index.verify()["faults"] == []
         assert np.array_equal(index.get(np.arange(50)), mapped[:50])
+
+
+def test_labels_and_values_come_along_in_clusters(tmp_path: Path) -> None:
+    base = clustered(8000, 96, clusters=40).base()
+    budget = 7_000_000
+    assert building.plan(8000, 96, 16, 24, budget).largest > 0
+    labels, values = np.arange(8000) % 7, np.arange(8000) / 2
+    with navis.Index.build(
+        tmp_path / "ix",
+        base,
+        degree=16,
+        build_list=24,
+        code_bytes=24,
+        labels=labels,
+        values=values,
+        memory_budget=budget,
+    ) as index:
+        found, numbers = index.attributes(np.arange(0, 8000, 13))
+        assert [one.tolist() for one in found] == [[i % 7] for i in range(0, 8000, 13)]
+        assert np.array_equal(numbers, values[::13])

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <random>
 #include <thread>
@@ -281,4 +282,69 @@ TEST_CASE("cache: threads that find, offer, update, pin and erase see whole list
       CHECK(found == cache.entries());
     }
   }
+}
+
+TEST_CASE("cache: shrinking gives memory back, keeps the hot and the pinned, and whole lists") {
+  for (const auto policy : {CachePolicy::lfu, CachePolicy::lru}) {
+    constexpr std::size_t kBudget = 1U << 20U;
+    EdgeCache cache(kBudget, kDegree, policy, 1);
+    CHECK(cache.limit_bytes() <= kBudget);
+    const auto ids = static_cast<NodeId>(2 * cache.capacity());
+    for (NodeId id = 0; id < 40; ++id) REQUIRE(cache.pin(id, list_of(id, 1)));
+    for (int round = 0; round < 6; ++round) {
+      for (NodeId id = 100; id < 400; ++id) access(cache, id);  // hot
+      for (NodeId id = 400 + round; id < ids; id += 6) access(cache, id);
+    }
+    const std::size_t before = cache.memory_bytes();
+    for (int step = 0; step < 3; ++step) {
+      const std::size_t limit = cache.limit_bytes();
+      cache.shrink(kBudget / 4);
+      CHECK(cache.limit_bytes() <= limit - kBudget / 4);
+      CHECK(cache.memory_bytes() <= cache.limit_bytes());
+      CHECK(cache.entries() <= cache.capacity());
+    }
+    CHECK(cache.memory_bytes() < before / 3);
+    NodeId out[kDegree], version = 0;
+    for (NodeId id = 0; id < 40; ++id) {
+      const int length = cache.peek(id, out);
+      REQUIRE(length > 0);
+      CHECK((is_of(out, length, id, version) && version == 1));
+    }
+    if (policy == CachePolicy::lfu) {
+      int hot = 0;
+      for (NodeId id = 100; id < 400; ++id) hot += cache.contains(id) ? 1 : 0;
+      CHECK(hot >= 250);
+    }
+    for (NodeId id = 400; id < ids; ++id) access(cache, id);  // goes on as before
+    CHECK(cache.memory_bytes() <= cache.limit_bytes());
+    cache.shrink(2 * kBudget);
+    CHECK(cache.entries() == 0);
+    CHECK(!cache.pin(1, list_of(1, 1)));
+    access(cache, 7);
+    CHECK(!cache.contains(7));
+  }
+}
+
+TEST_CASE("cache: shrinking beside other threads' calls") {
+  EdgeCache cache(4U << 20U, kDegree, CachePolicy::lfu, 1);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (std::uint32_t t = 0; t < 3; ++t) {
+    threads.emplace_back([&, t] {
+      auto random = random_from(t);
+      while (!stop) {
+        const NodeId id = random() % 60'000;
+        access(cache, id);
+        if (id % 7 == 0) cache.erase(id);
+      }
+    });
+  }
+  for (int step = 0; step < 14; ++step) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    cache.shrink(256U << 10U);
+  }
+  stop = true;
+  for (auto& thread : threads) thread.join();
+  CHECK(cache.memory_bytes() <= cache.limit_bytes());
+  CHECK(cache.limit_bytes() <= 512U << 10U);
 }

@@ -1,6 +1,7 @@
 #include <doctest/doctest.h>
 
 #include <fstream>
+#include <numeric>
 #include <thread>
 
 #include "helpers.hpp"
@@ -42,6 +43,58 @@ TEST_CASE("an index finds what brute force finds, in both layouts, built and ins
         if (i) CHECK(found.distances[q * 10 + i - 1] <= found.distances[q * 10 + i]);
       }
     }
+  }
+}
+
+TEST_CASE("an index made from a graph keeps its edges, and refuses a graph that is none") {
+  const Data data = clustered(1000, 24), queries = clustered(40, 24, 2);
+  BuildOptions how;
+  how.degree = 24;
+  how.search_list = 48;
+  const Graph graph = build_vamana(data.row(0), data.n, data.dim, how);
+  const auto ids = ids_of(data.n);
+  const BuildData rows{data.raw(), ids.data(), data.n};
+  const NodeId entry = medoid(data.row(0), data.n, data.dim);
+  for (const Layout layout : kLayouts) {
+    Folder folder;
+    auto make = [&](const Graph& given, NodeId from, const Progress& progress = {}) {
+      std::filesystem::remove_all(folder.path / "x");
+      std::filesystem::create_directories(folder.path / "x");
+      Index::build_from_graph(folder.path / "x", options(data, layout), rows, given, from,
+                              quantizer(data, 8), 0, progress);
+    };
+    std::size_t last = 0, of = 0;
+    make(graph, entry, [&](std::size_t done, std::size_t total) {
+      CHECK(done >= last);
+      last = done;
+      of = total;
+      return true;
+    });
+    CHECK(of >= last);
+    CHECK((last > 0));
+    {
+      Index index(folder.path / "x", small_session());
+      CHECK(index.verify().faults.empty());
+      const auto lists = index.neighbours(ids.data(), data.n);
+      for (std::size_t i = 0; i < data.n; ++i) {
+        std::vector<std::uint64_t> wanted;
+        for (const NodeId to : graph.of(i)) wanted.push_back(1000 + to);
+        CHECK(lists[i] == wanted);
+      }
+      CHECK(recall(data, queries, search(index, queries, 10, 60), 10) >= 0.95);
+    }
+    Graph bad = graph;
+    bad.rows[5 * bad.degree] = 5;
+    CHECK_THROWS_WITH_AS(make(bad, entry), doctest::Contains("node 5 has an edge to itself"),
+                         Error);
+    bad.rows[5 * bad.degree] = bad.rows[5 * bad.degree + 1];
+    CHECK_THROWS_WITH_AS(make(bad, entry), doctest::Contains("node 5 has an edge twice"), Error);
+    bad.rows[5 * bad.degree] = 1000;
+    CHECK_THROWS_WITH_AS(make(bad, entry), doctest::Contains("node 5 has an edge to no node"),
+                         Error);
+    CHECK_THROWS_WITH_AS(make(graph, 1000), doctest::Contains("entry"), Error);
+    CHECK_THROWS_WITH_AS(make(graph, entry, [](auto, auto) { return false; }),
+                         doctest::Contains("stopped"), Error);
   }
 }
 
@@ -215,6 +268,48 @@ TEST_CASE("a budget too small is refused with one that is enough") {
   OpenOptions session = small_session();
   session.memory_budget = 100'000;
   CHECK_THROWS_WITH_AS(Index(folder.path / "x", session), doctest::Contains("too small"), Error);
+}
+
+TEST_CASE("as tables grow the cache gives way, and beyond that inserts are refused with the need") {
+  const Data data = clustered(9000, 16);
+  Folder folder;
+  build(folder.path / "x", data, 1000, Layout::selective);
+  OpenOptions session = small_session();
+  session.memory_budget = 1;
+  std::uint64_t needed = 0;
+  try {
+    Index(folder.path / "x", session);
+  } catch (const Error& error) {
+    const std::string said = error.what();
+    needed = std::stoull(said.substr(said.find("give ") + 5)) << 20U;
+  }
+  session.memory_budget = needed + (1U << 20U);
+  Index index(folder.path / "x", session);
+  const auto taken = [](const Stats& s) {
+    return s.table_bytes + s.code_bytes + s.entrance_bytes + s.cache_bytes + s.attribute_bytes;
+  };
+  const std::size_t capacity = index.stats().cache_capacity;
+  // Two MiB and more are for buffers.
+  const std::uint64_t room = session.memory_budget * 17 / 16 - (2U << 20U);
+  // A hundred labels each, so that it grows fast.
+  std::vector<std::uint32_t> labels(100);
+  std::iota(labels.begin(), labels.end(), 0U);
+  std::string refusal;
+  std::size_t at = 1000;
+  for (; at < 9000 && refusal.empty(); ++at) {
+    const std::uint64_t id = 1000 + at, bounds[] = {0, labels.size()};
+    try {
+      index.insert(&id, data.raw(at), 1, 1, {bounds, labels.data(), nullptr});
+    } catch (const Error& error) {
+      refusal = error.what();
+      CHECK(error.kind() == ErrorKind::bad_input);
+    }
+    CHECK(taken(index.stats()) <= room);
+  }
+  CHECK(refusal.find("has outgrown its memory budget") != std::string::npos);
+  CHECK(index.stats().cache_capacity < capacity / 2);
+  CHECK(index.stats().live == at - 1);
+  CHECK(index.verify().faults.empty());
 }
 
 TEST_CASE("searching, inserting, deleting and checkpointing at the same time") {

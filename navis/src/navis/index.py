@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from shorthaul.errors import UserError
 
-from navis import building, layouts, quantizer
+from navis import building, layouts, quantizer, tuning
 from navis.errors import translated
 from navis.filters import Filter, LabelsLike, core_filters, label_rows, value_rows
 from navis.formats import check_finite
@@ -176,7 +176,7 @@ class Index:
             centres = building.centres(part, n, plan.largest, seed)
             del part
         file, offset = building.place(given) if vectors.dtype == given.dtype else ("", 0)
-        _fresh(path)
+        fresh(path)
         try:
             with translated():
                 _core.build(
@@ -197,11 +197,7 @@ class Index:
             shutil.rmtree(path, ignore_errors=True)
             raise
         index = cls.open(path, memory_budget=memory_budget, **session)
-        if n >= _CALIBRATE_FROM:
-            index.calibrate(seed=seed)
-        else:  # too few to learn from: every candidate's vector is read
-            index._core.margin = 0.0
-            index._core.checkpoint()
+        index.calibrate_if_many(seed=seed)
         return index
 
     @classmethod
@@ -222,6 +218,7 @@ class Index:
         rerank: bool = True,
         pending_bytes: int = 0,
         checkpoint_bytes: int = 0,
+        write_rate: int = 256 << 20,
     ) -> Self:
         """Open an index; another process may have it open readonly, one for writing.
 
@@ -241,6 +238,9 @@ class Index:
             rerank: Read only the vectors that can still matter.
             pending_bytes: Memory of changed lists before they are written; 0: by the budget.
             checkpoint_bytes: Log size after which a checkpoint is taken; 0: by the index's size.
+            write_rate: Bytes per second that writing pages and checkpoints, and compaction, may
+                take of the disk, in small portions, so that searches' reads need not wait long;
+                0: no limit.
 
         Raises:
             UserError: Not an index, locked, or the budget is too small (the message says enough).
@@ -270,6 +270,9 @@ class Index:
         options.beam, options.in_flight = beam, in_flight
         options.share_pages, options.rerank = share_pages, rerank
         options.pending_bytes, options.checkpoint_bytes = pending_bytes, checkpoint_bytes
+        if write_rate < 0:
+            raise UserError(f"write_rate {write_rate}: give bytes per second, or 0 for no limit")
+        options.write_rate = write_rate
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: there is no such folder; navis build makes an index")
@@ -312,6 +315,7 @@ class Index:
         k: int = 10,
         *,
         L: int | None = None,
+        target_recall: float | None = None,
         filter: Filter | Sequence[Filter] | None = None,
         filter_method: FilterMethod = "automatic",
         threads: int = 1,
@@ -325,6 +329,7 @@ class Index:
             queries: (n, d) or (d,).
             k: How many, at most the live vectors.
             L: Search list, at least k; max(2k, 40) by default. Longer finds more and reads more.
+            target_recall: Instead of L: the search list that `tune` found for this recall and k.
             filter: Only vectors that match are found; one for all queries, or one each.
             filter_method: Walk the graph, scan the codes of all that match, or as costs less.
             threads: Threads of this call.
@@ -337,7 +342,8 @@ class Index:
             vectors match a filter, the rest are id 2**64 - 1 at distance infinity.
 
         Raises:
-            UserError: Wrong dimension, NaN, k beyond what is there.
+            UserError: Wrong dimension, NaN, k beyond what is there, a target_recall that has not
+                been tuned.
         """
         from navis import _core
 
@@ -352,6 +358,12 @@ class Index:
         there = len(self)
         if k > there:
             raise UserError(f"k {k}: the index holds {there} vectors; use {there} or less")
+        if target_recall is not None:
+            if L is not None:
+                raise UserError(f"L {L} and target_recall {target_recall}: give one of them")
+            tuned = tuning.look_up(self.path, k, target_recall)
+            L = tuned.L
+            margin = tuned.margin if margin is None else margin
         if L is not None and L < k:
             raise UserError(f"L {L}: use {k}, which is k, or more")
         options = _core.SearchOptions()
@@ -449,7 +461,7 @@ class Index:
         if len(live) > rows:
             live = np.sort(np.random.default_rng(seed).choice(live, rows, replace=False))
         working = quantizer.working_space(
-            self.get(live), self.metric, float(self._core.options.radius)
+            self._present(live), self.metric, float(self._core.options.radius)
         )
         size = code_bytes or quantizer.default_bytes(working.shape[1])
         with translated():
@@ -479,15 +491,15 @@ class Index:
         queries: npt.ArrayLike | None = None,
         *,
         k: int = 10,
-        loss: float = 0.0012,
+        loss: float = 0.0018,
         seed: int = 0,
     ) -> float:
         """Set how early re-ranking may stop, so that it costs at most `loss` of recall@k.
 
-        Bisects margins against reading every candidate's vector, at search lists 2k, 4k and 8k.
+        Bisects margins against reading every candidate's vector, at search lists 4k and 8k.
 
         Args:
-            queries: (n, d) as they will be asked; 400 stored vectors by default.
+            queries: (n, d) as they will be asked; 1,000 stored vectors by default.
             k: Neighbours compared.
             loss: Share of results that may differ from full re-ranking's, at each list length.
             seed: Of the choice of vectors.
@@ -499,9 +511,9 @@ class Index:
             return float(self._core.margin)
         if queries is None:
             ids = self.ids()
-            chosen = np.random.default_rng(seed).choice(ids, min(400, len(ids)), replace=False)
-            queries = self.get(np.sort(chosen)).astype(np.float32)
-        lists = [2 * k, 4 * k, 8 * k]
+            chosen = np.random.default_rng(seed).choice(ids, min(1000, len(ids)), replace=False)
+            queries = self._present(np.sort(chosen)).astype(np.float32)
+        lists = [4 * k, 8 * k]
         full = {L: self.search(queries, k, L=L, margin=0.0)[0] for L in lists}
 
         def lost(margin: float) -> float:
@@ -522,6 +534,23 @@ class Index:
             self._core.margin = best
             self._core.checkpoint()
         return best
+
+    def calibrate_if_many(self, **options: Any) -> None:
+        """Calibrate a new index; with too few vectors to learn from, every candidate's is read."""
+        if len(self) >= _CALIBRATE_FROM:
+            self.calibrate(**options)
+        else:
+            with translated():
+                self._core.margin = 0.0
+                self._core.checkpoint()
+
+    def tune(self, target_recall: float, **options: Any) -> tuning.Tuned:
+        """Find the smallest search list that reaches a recall, for `search(target_recall=…)`.
+
+        Options are those of `navis.tuning.tune`: k, queries, truth, threads, seed, say. It is kept
+        in the index's folder; tune again when the index has grown much.
+        """
+        return tuning.tune(self, target_recall, **options)
 
     def compact(self, progress: Progress | None = None) -> None:
         """Give back the space of deletes and of moved lists, beside searches and changes.
@@ -601,6 +630,19 @@ class Index:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _present(self, ids: Ids) -> Array:
+        """Give the vectors of those of these ids that other threads do not delete meanwhile."""
+        found = [np.empty((0, self.dim), self.dtype)]
+        for first in range(0, len(ids), 256):
+            part = ids[first : first + 256]
+            while len(part):
+                try:
+                    found.append(self.get(part))
+                    break
+                except UserError:
+                    part = part[[int(i) in self for i in part]]
+        return np.concatenate(found)
 
     def _retrain_if_grown(self, before: int, after: int) -> None:
         if any(before < size <= after for size in _RETRAIN_AT) and before < _RETRAIN_AT[-1]:
@@ -696,7 +738,8 @@ def _radius(vectors: Array, metric: str, radius: float | None) -> float:
     return radius
 
 
-def _fresh(path: Path) -> None:
+def fresh(path: Path) -> None:
+    """Make the folder of a new index; one that holds something is a UserError."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not empty: name a new folder")
     try:

@@ -16,9 +16,14 @@ _TRAIN_ROWS = 50 * 256  # faiss asks for 39 or more rows per centroid
 def default_bytes(dim: int) -> int:
     """Give the bytes of a code: a quarter of a low dimension, a sixth of a middle one, at most 256.
 
-    With fewer, PQ orders candidates so poorly that re-ranking has to read nearly all of them.
+    With fewer, PQ orders candidates so poorly that re-ranking has to read nearly all of them. It is
+    such that every byte stands for some dimensions: of 32 for 129, each part 5 wide, 6 would not.
     """
-    return max(1, dim // 4 if dim <= 256 else min(256, max(64, dim // 6)))
+    wanted = max(1, dim // 4 if dim <= 256 else min(256, max(64, dim // 6)))
+    width = max(1, round(dim / wanted))
+    if -(-dim // width) > 256:
+        width += 1
+    return -(-dim // width)
 
 
 def working_space(vectors: npt.NDArray[np.generic], metric: str, radius: float) -> Floats:
@@ -51,13 +56,16 @@ def train_in_parts(
 
     `columns(low, high)` gives those dimensions of all rows; about `at_once` are asked for.
     """
+    _check(subspaces, dim)
     width = -(-dim // subspaces)
+    used = -(-dim // width)  # the others stand for no dimension
     step = max(1, at_once // width)
     books = []
-    for first in range(0, subspaces, step):
-        last = min(first + step, subspaces)
+    for first in range(0, used, step):
+        last = min(first + step, used)
         part = columns(first * width, min(last * width, dim))
         books.append(train(part, last - first, seed, threads, width))
+    books.append(np.zeros((subspaces - used, 256, width), np.float32))
     return np.concatenate(books)
 
 
@@ -76,8 +84,7 @@ def train(
     import faiss
 
     rows, dim = sample.shape
-    if not 1 <= subspaces <= dim:
-        raise UserError(f"{subspaces} bytes per code: use 1 to {dim}, the dimension")
+    _check(subspaces, dim)
     width = width or -(-dim // subspaces)
     padded = sample
     if subspaces * width != dim or rows == 0:
@@ -105,3 +112,8 @@ def train(
     real = dim - (subspaces - 1) * width
     centroids[-1, :, real:] = 0
     return np.ascontiguousarray(centroids, dtype=np.float32)
+
+
+def _check(subspaces: int, dim: int) -> None:
+    if not 1 <= subspaces <= dim:
+        raise UserError(f"{subspaces} bytes per code: use 1 to {dim}, the dimension")

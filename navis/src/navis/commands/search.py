@@ -23,8 +23,10 @@ class SearchCommand(SessionFlags, Common):
     """File of query vectors."""
     k: int = 10
     """Neighbours per query."""
-    L: str = "10,20,40,80"
-    """Search lists, comma-separated; those below k are raised to it."""
+    L: str | None = None
+    """Search lists, comma-separated; those below k are raised to it; 10,20,40,80 by default."""
+    target_recall: float | None = None
+    """Instead of --L: the search list that navis tune found for this recall and k."""
     truth: str | None = None
     """Truth set: exact neighbours of these queries."""
     out: Path | None = None
@@ -34,18 +36,30 @@ class SearchCommand(SessionFlags, Common):
         """Search and print a table."""
         import numpy as np
 
+        from navis import tuning
         from navis.formats import read_truth, read_vectors, recall, write_truth
         from navis.measure import Meter
 
-        lists = lengths(self.L, self.k)
+        if self.L is not None and self.target_recall is not None:
+            raise UserError("--L and --target-recall: give one of them")
+        lists = lengths("10,20,40,80" if self.L is None else self.L, self.k)
         queries = np.asarray(read_vectors(self.queries), dtype=np.float32)
         truth = None if self.truth is None else read_truth(self.truth)
         rows: list[dict[str, Any]] = []
         with self.open(self.index, readonly=True) as index:
+            margin = None
+            if self.target_recall is not None:
+                tuned = tuning.look_up(self.index, self.k, self.target_recall)
+                lists, margin = [tuned.L], tuned.margin
             for length in lists:
                 with Meter(index) as meter:
                     ids, distances, micros = index.search(
-                        queries, self.k, L=length, threads=self.threads, latencies=True
+                        queries,
+                        self.k,
+                        L=length,
+                        margin=margin,
+                        threads=self.threads,
+                        latencies=True,
                     )
                 found = meter.result(len(queries), micros)
                 if truth is not None:
