@@ -115,7 +115,7 @@ void ListReader::read(std::span<const NodeId> ids, bool vectors, bool tolerant,
       throw Error(ErrorKind::corrupt, store_.pages.path().string() + ": the list of id " +
                                           std::to_string(store_.external[id]) + " at byte " +
                                           std::to_string(store_.unit_offset(unit)) +
-                                          " is damaged; run navis verify --repair");
+                                          " is damaged; run navis repair");
     }
   }
 }

@@ -592,7 +592,8 @@ class Index:
 
         Returns:
             `lists`: how many were made anew; `lost`: ids whose vector is damaged: delete them,
-            then insert them anew. In the packed layout a list is lost with its vector.
+            then insert them anew. In the packed layout a list is lost with its vector, and
+            `compact` is needed in between.
 
         Raises:
             UserError: Readonly.

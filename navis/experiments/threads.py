@@ -1,0 +1,102 @@
+"""Two threads against one, for searches and for inserts."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from shorthaul.experiments import Context, Experiment, Figure, Series, Summary, Table
+from shorthaul.stats import median, noise, paired_ratio
+
+from navis import Index
+from navis.experiments._measure import FULL, budget, warm
+from navis.experiments._store import Set, Store
+from navis.measure import Meter
+
+
+def _search(index: Index, of: Set, passes: int, L: int, threads: int) -> float:
+    queries = np.concatenate([of.queries] * passes)
+    with Meter(index) as meter:
+        index.search(queries, 10, L=L, threads=threads)
+    return len(queries) / meter.wall_s
+
+
+def _insert(store: Store, of: Set, count: int, session: dict[str, Any], threads: int) -> float:
+    """Each on a fresh copy; one call, so that the threads and not their caller set the pace."""
+    at = len(of.base)
+    with (
+        store.copy(store.index(of, layout="selective")) as copy,
+        Index.open(copy, **session) as index,
+    ):
+        warm(index, of.queries)
+        rows = of.rows(at, at + count)
+        with Meter(index) as meter:
+            for first in range(0, count, 64):
+                part = rows[first : first + 64]
+                index.insert(np.arange(at + first, at + first + len(part)), part, threads=threads)
+    return count / meter.wall_s
+
+
+def run(context: Context) -> Summary:
+    """One, two, one, two … threads; searches in one open index, inserts in fresh copies."""
+    s, store = context.settings, Store(context)
+    base, more = s["set"][1:]
+    of = store.set(s["set"][0], base, more, s["queries"])
+    session = {**FULL, "memory_budget": budget(of, s["budget"])}
+    found: dict[str, dict[int, list[float]]] = {"search": {1: [], 2: []}, "insert": {1: [], 2: []}}
+    with Index.open(store.index(of, layout="selective"), readonly=True, **session) as index:
+        _search(index, of, 1, s["L"], 1)
+        for _ in range(s["rounds"]):
+            for threads in (1, 2):
+                rate = _search(index, of, s["passes"], s["L"], threads)
+                found["search"][threads].append(rate)
+    for _ in range(s["rounds"]):
+        for threads in (1, 2):
+            rate = _insert(store, of, s["inserts"], session, threads)
+            found["insert"][threads].append(rate)
+    context.run.metric(**{k: {str(t): v for t, v in each.items()} for k, each in found.items()})
+    metrics: dict[str, Any] = {
+        kind: {
+            "two_over_one": paired_ratio(each[2], each[1]),
+            "per_s": {"one": median(each[1]), "two": median(each[2])},
+        }
+        for kind, each in found.items()
+    }
+    metrics["cores"] = os.cpu_count()
+    kinds = list(found)
+    figure = Figure(
+        "threads", "Throughput by threads", "bars", kinds, "operation", "per second",
+        [Series("one thread", [metrics[k]["per_s"]["one"] for k in kinds]),
+         Series("two threads", [metrics[k]["per_s"]["two"] for k in kinds])],
+        log_y=True,
+    )  # fmt: skip
+    rows = [
+        [k, round(metrics[k]["per_s"]["one"]), round(metrics[k]["per_s"]["two"]),
+         round(metrics[k]["two_over_one"]["median"], 3)]
+        for k in kinds
+    ]  # fmt: skip
+    table = Table("threads", "Two threads against one", ["operation", "one", "two", "ratio"], rows)
+    one = found["search"][1]
+    aa = noise(one[:-1], one[1:]) if len(one) > 1 else None
+    return Summary(metrics, [figure], [table], noise=aa)
+
+
+EXPERIMENT = Experiment(
+    id="threads",
+    title="Throughput of two threads against one",
+    source="notes, check 23; Must show 13",
+    run=run,
+    scales={
+        "smoke": {
+            "set": ["S128", 3000, 400], "queries": 200, "passes": 2, "inserts": 256, "L": 40,
+            "budget": 8.0, "rounds": 2,
+        },
+        "small": {
+            "set": ["S128", 100000, 20000], "queries": 1000, "passes": 4, "inserts": 3000,
+            "L": 40, "budget": 0.25, "rounds": 5,
+        },
+    },
+    minutes={"smoke": 0.2, "small": 4},
+    gigabytes={"small": 1},
+)  # fmt: skip
