@@ -362,7 +362,7 @@ std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::s
           if (i >= n) return false;
           job[t.slot] = i;
           s.space.stored(raw + i * raw_bytes, working.data());
-          t.begin(working.data(), 10, s.options.insert_list, Rerank{10, 0.9F},
+          t.begin(working.data(), 10, s.options.insert_list, Rerank{10, 0.85F},
                   Traversal::Purpose::seek);
           return true;
         },

@@ -298,7 +298,13 @@ Traversal::Candidate* Traversal::Pool::next() {
 // New nodes enter the pools by PQ distance.
 void Traversal::meet(std::span<const NodeId> ids) {
   fresh_.clear();
+  const NodeId rows = store_.rows.load(std::memory_order_acquire);
   for (const NodeId id : ids) {
+    // Opened readonly, and another process has written to a page since.
+    if (id >= rows) {
+      throw Error(ErrorKind::corrupt,
+                  store_.pages.path().string() + " names a vector that is not in the tables");
+    }
     if (visited_.insert(id)) fresh_.push_back(id);
   }
   distances_.resize(fresh_.size());

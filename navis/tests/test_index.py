@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shorthaul.errors import EnvironmentLack, UserError
 
 import navis
-from navis.errors import Closed, Corrupt
+from navis.errors import Closed, Corrupt, Stale
 from navis.formats import recall
 from navis.groundtruth import exact
 
@@ -52,6 +52,27 @@ def test_every_type_is_stored_exactly(tmp_path: Path, dtype: Any) -> None:
         assert np.array_equal(index.get(np.arange(495, 510)), np.vstack([vectors[495:], more]))
         _, distances = index.search(vectors[:50].astype(np.float32), 1, L=100)
         assert np.all(distances == 0)
+
+
+@pytest.mark.parametrize("batch", [1, 100, 700, 3000])
+def test_an_index_made_empty_is_good_whatever_comes_at_once(
+    tmp_path: Path, base: Any, queries: Any, batch: int
+) -> None:
+    n = 600 if batch == 1 else 3000
+    labels = [[i % 3, 10 + i % 2] for i in range(n)]
+    values = np.arange(n, dtype=float)
+    with navis.Index.create(tmp_path / "ix", 48) as index:
+        for at in range(0, n, batch):
+            end = min(n, at + batch)
+            index.insert(
+                np.arange(at, end), base[at:end], labels=labels[at:end], values=values[at:end]
+            )
+        truth = exact(base[:n], queries, 10, "l2")
+        assert recall(found(index, queries, L=60), truth.ids, 10, truth.distances) >= 0.97
+        assert index.verify()["unreachable"] <= n // 100
+        held, numbers = index.attributes(np.arange(n))
+        assert [list(row) for row in held] == labels
+        assert np.array_equal(numbers, values)
 
 
 def test_an_index_made_empty_learns_as_it_grows(tmp_path: Path, base: Any, queries: Any) -> None:
@@ -217,3 +238,58 @@ def test_a_damaged_or_newer_file_is_refused_by_name(tmp_path: Path, base: Any) -
         assert any("edges.dat" in fault for fault in index.verify()["faults"])
         with pytest.raises(Corrupt, match=r"edges\.dat"):
             index.search(base[:200], 10, L=200)
+
+
+def test_a_reader_beside_a_writer_is_right_or_says_it_is_stale(
+    tmp_path: Path, base: Any, queries: Any
+) -> None:
+    path = tmp_path / "ix"
+    navis.Index.build(path, base[:1500]).close()
+    old = exact(base[:1500], queries, 10, "l2").ids
+    with (
+        navis.Index.open(path, pending_bytes=20_000) as writer,
+        navis.Index.open(path, readonly=True, cache="none") as reader,
+    ):
+        stale = False
+        for start in range(1500, 3000, 100):
+            writer.insert(np.arange(start, start + 100), base[start : start + 100])
+            writer.delete(np.arange(start - 1500, start - 1400))
+            writer.compact()
+            try:
+                ids = found(reader, queries, 10, L=80)
+            except Stale:
+                stale = True
+                break
+            assert recall(ids, old, 10) >= 0.9
+        assert stale
+        with pytest.raises(Stale, match="open it again"):
+            reader.verify()
+        with navis.Index.open(path, readonly=True) as again:
+            assert len(again) == len(writer)
+            assert np.array_equal(found(again, queries, 10), found(writer, queries, 10))
+
+
+def test_readers_open_while_a_writer_checkpoints(tmp_path: Path, base: Any, queries: Any) -> None:
+    path = tmp_path / "ix"
+    with navis.Index.build(path, base[:1000]) as writer:
+        stop = threading.Event()
+        faults: list[BaseException] = []
+
+        def write() -> None:
+            for start in range(1000, 3000, 20):
+                writer.insert(np.arange(start, start + 20), base[start : start + 20])
+                writer.checkpoint()
+                if stop.is_set():
+                    return
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            for _ in range(15):
+                with navis.Index.open(path, readonly=True) as reader:
+                    assert len(reader) >= 1000
+        except BaseException as error:
+            faults.append(error)
+        stop.set()
+        thread.join()
+        assert not faults, faults[0]

@@ -20,6 +20,10 @@ class Closed(UserError):
     """The index has been closed (exit code 2)."""
 
 
+class Stale(UserError):
+    """Opened readonly, and another process has changed the index since (exit code 2)."""
+
+
 _KINDS: dict[str, type[ShorthaulError]] = {
     "bad_input": UserError,
     "environment": EnvironmentLack,

@@ -87,7 +87,8 @@ def from_diskann(
     Raises:
         UserError: Bad input, or `path` is not empty; nothing is left in it.
     """
-    from navis.index import Index, fresh
+    from navis.checks import fresh
+    from navis.index import Index
 
     source = open_disk_index(prefix, dtype=dtype)
     name = metric or source.metric

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from shorthaul.errors import UserError
+from shorthaul.errors import Fault, UserError
 
 from navis import building, layouts, quantizer, tuning
-from navis.errors import translated
+from navis.checks import (
+    DTYPES,
+    METHODS,
+    METRICS,
+    Array,
+    Ids,
+    check_lengths,
+    check_rows,
+    checked_vectors,
+    fresh,
+    id_array,
+    known,
+    radius_of,
+    unique_ids,
+)
+from navis.errors import Corrupt, Stale, translated
 from navis.filters import Filter, LabelsLike, core_filters, label_rows, value_rows
-from navis.formats import check_finite
 
-Array = npt.NDArray[Any]
-Ids = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
 LabelSet = npt.NDArray[np.uint32]
@@ -32,9 +46,7 @@ Progress = Callable[[int, int], bool]
 # The quantizer is trained anew when an index has grown to these sizes, each four times the last.
 _RETRAIN_AT = (256, 1024, 4096, 16384)
 _CALIBRATE_FROM = 1000  # vectors from which a stop rule is worth calibrating
-_METRICS = ("l2", "inner_product", "cosine")
-_METHODS = ("automatic", "walk", "scan")
-_DTYPES = ("float32", "float16", "uint8", "int8")
+_ATTEMPTS = 10  # to open readonly while another process writes
 
 
 class Index:
@@ -44,8 +56,22 @@ class Index:
     or minus the inner product, so that smaller is nearer. Ids are yours, 64 bits unsigned.
     """
 
-    def __init__(self, core: Any, path: Path) -> None:
-        self._core, self.path = core, path
+    def __init__(self, core: Any, path: Path, stamp: tuple[int, int] | None = None) -> None:
+        self._core, self.path, self._stamp = core, path, stamp
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Tell damage from what another process has written since this one opened readonly."""
+        try:
+            with translated():
+                yield
+        except Fault:
+            if self._stamp is None or self._stamp == _stamp(self.path):
+                raise
+            raise Stale(
+                f"{self.path}: another process has changed the index since it was opened "
+                "readonly: open it again"
+            ) from None
 
     # ------------------------------------------------------------------ making and opening
 
@@ -59,7 +85,7 @@ class Index:
         if not 1 <= dim <= 65535:
             raise UserError(f"dim {dim}: use 1 to 65535")
         dtype = options.get("dtype", "float32")
-        return cls.build(path, np.empty((0, dim), _known("dtype", dtype, _DTYPES)), **options)
+        return cls.build(path, np.empty((0, dim), known("dtype", dtype, DTYPES)), **options)
 
     @classmethod
     def build(
@@ -122,12 +148,12 @@ class Index:
         path = Path(path)
         given = vectors if isinstance(vectors, np.memmap) else np.asarray(vectors)
         vectors = np.asarray(given)
-        name = _known("dtype", dtype or str(vectors.dtype), _DTYPES)
-        _known("metric", metric, _METRICS)
+        name = known("dtype", dtype or str(vectors.dtype), DTYPES)
+        known("metric", metric, METRICS)
         width = vectors.shape[-1] if vectors.ndim == 2 else 0
-        vectors = _checked(given, name, metric, width)
+        vectors = checked_vectors(given, name, metric, width)
         n, dim = vectors.shape
-        numbers = _unique(np.arange(n) if ids is None else ids, n)
+        numbers = unique_ids(np.arange(n) if ids is None else ids, n)
         attributes = (*label_rows(labels, n), value_rows(values, n))
         if not 1 <= degree <= 255:
             raise UserError(f"degree {degree}: use 1 to 255")
@@ -137,7 +163,7 @@ class Index:
             raise UserError(f"alpha {alpha}: use 1 or more")
         if not 0 <= entrance_share <= 0.2:
             raise UserError(f"entrance_share {entrance_share}: use 0 to 0.2")
-        radius = _radius(vectors, metric, radius)
+        radius = radius_of(vectors, metric, radius)
 
         options = _core.IndexOptions()
         options.dim, options.degree, options.insert_list = dim, degree, insert_list
@@ -147,7 +173,7 @@ class Index:
         item = np.dtype(name).itemsize
         if layout == "auto":
             layout = layouts.choose(dim * item, degree, n, memory_budget)
-        options.layout = getattr(_core.Layout, _known("layout", layout, ("packed", "selective")))
+        options.layout = getattr(_core.Layout, known("layout", layout, ("packed", "selective")))
         how = _core.BuildOptions()
         how.degree, how.search_list, how.alpha = degree, build_list, alpha
         how.threads, how.seed = threads, seed
@@ -224,7 +250,8 @@ class Index:
 
         Args:
             path: Its folder.
-            readonly: Refuse changes; needs no lock and writes nothing.
+            readonly: Refuse changes; needs no lock and writes nothing. Shows the index as it was;
+                when a writer has gone on so far that what was read is no more, calls raise `Stale`.
             memory_budget: Bytes for tables, codes, entrance graph, cache and buffers together.
             durability: When an insert is acknowledged: `sync` after fdatasync, `group` after the
                 write with an fdatasync every `window_s`, `none` at once.
@@ -255,15 +282,15 @@ class Index:
             raise UserError(f"memory_budget {memory_budget}: give bytes, 1 or more")
         options.memory_budget = memory_budget or 0
         options.durability = getattr(
-            _core.Durability, _known("durability", durability, ("sync", "group", "none"))
+            _core.Durability, known("durability", durability, ("sync", "group", "none"))
         )
         if not 0 < window_s <= 60:
             raise UserError(f"window_s {window_s}: use more than 0, at most 60 seconds")
         options.window_s = window_s
-        options.io(_known("io", io, ("automatic", "uring", "posix")))
-        options.cache = getattr(_core.CachePolicy, _known("cache", cache, ("lfu", "lru", "none")))
+        options.io(known("io", io, ("automatic", "uring", "posix")))
+        options.cache = getattr(_core.CachePolicy, known("cache", cache, ("lfu", "lru", "none")))
         options.entrance = getattr(
-            _core.Entrance, _known("entrance", entrance, ("dynamic", "fixed", "none"))
+            _core.Entrance, known("entrance", entrance, ("dynamic", "fixed", "none"))
         )
         if not 1 <= beam <= 16 or not 1 <= in_flight <= 8:
             raise UserError(f"beam {beam}, in_flight {in_flight}: use 1 to 16 and 1 to 8")
@@ -276,8 +303,16 @@ class Index:
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: there is no such folder; navis build makes an index")
-        with translated():
-            return cls(_core.Index(path, options), path)
+        for _ in range(_ATTEMPTS):
+            stamp = _stamp(path)
+            try:
+                with translated():
+                    return cls(_core.Index(path, options), path, stamp if readonly else None)
+            except Corrupt:
+                # A writer's checkpoint has put another state in place, and removed its log.
+                if not readonly or stamp == _stamp(path):
+                    raise
+        raise UserError(f"{path}: another process changes it too fast to be opened readonly")
 
     # ------------------------------------------------------------------ using
 
@@ -350,9 +385,9 @@ class Index:
         given = np.asarray(queries, dtype=np.float32)
         single = given.ndim == 1
         given = np.ascontiguousarray(given[None] if single else given)
-        _check_rows(given, self.dim, "queries")
+        check_rows(given, self.dim, "queries")
         if self.metric == "cosine":
-            _check_lengths(given, "queries")
+            check_lengths(given, "queries")
         if k < 1:
             raise UserError(f"k {k}: use 1 or more")
         there = len(self)
@@ -370,13 +405,13 @@ class Index:
         options.k, options.list, options.threads = k, L or max(2 * k, 40), threads
         filters = core_filters(filter, len(given))
         options.filter_method = getattr(
-            _core.FilterMethod, _known("filter_method", filter_method, _METHODS)
+            _core.FilterMethod, known("filter_method", filter_method, METHODS)
         )
         if margin is not None:
             options.rerank.margin = margin
         if group is not None:
             options.rerank.group = group
-        with translated():
+        with self._reading():
             ids, distances, micros = self._core.search(given, options, filters)
         if single:
             ids, distances = ids[0], distances[0]
@@ -412,32 +447,51 @@ class Index:
         """
         given = np.asarray(vectors)
         given = given[None] if given.ndim == 1 else given
-        given = _checked(given, self.dtype.name, self.metric, self.dim)
-        numbers = _unique(ids, len(given))
-        attributes = (*label_rows(labels, len(given)), value_rows(values, len(given)))
+        given = checked_vectors(given, self.dtype.name, self.metric, self.dim)
+        numbers = unique_ids(ids, len(given))
+        n = len(given)
+        starts, flat = label_rows(labels, n)
+        numeric = value_rows(values, n)
         with translated():
             before = self._core.stats()["rows"]
-            replaced = int(self._core.insert(numbers, given, threads, *attributes))
-        self._retrain_if_grown(before, before + len(given))
+        if before == 0 and n >= _RETRAIN_AT[0]:
+            self._learn(given)  # or the first edges would be chosen by codes that say nothing
+            cuts = []
+        else:
+            cuts = [size - before for size in _RETRAIN_AT if before < size < before + n]
+        replaced = 0
+        for first, last in pairwise([0, *cuts, n]):
+            rows = slice(first, last)
+            part = None if starts is None else (starts[first : last + 1] - starts[first])
+            names = None if starts is None else flat[int(starts[first]) : int(starts[last])]
+            worth = None if numeric is None else numeric[rows]
+            with translated():
+                replaced += int(
+                    self._core.insert(numbers[rows], given[rows], threads, part, names, worth)
+                )
+            if last < n or before + n in _RETRAIN_AT:
+                self.retrain()
+        if not cuts and before < _CALIBRATE_FROM <= before + n:
+            self.calibrate()
         return replaced
 
     def delete(self, ids: npt.ArrayLike) -> int:
         """Delete; gives how many were there. They are in no result from here on."""
         with translated():
-            return int(self._core.remove(_ids(ids)))
+            return int(self._core.remove(id_array(ids)))
 
     def get(self, ids: npt.ArrayLike) -> Array:
         """Give the stored vectors (n, d) of these ids; an unknown id is a UserError."""
-        numbers = _ids(ids)
+        numbers = id_array(ids)
         out = np.empty((len(numbers), self.dim), self.dtype)
-        with translated():
+        with self._reading():
             self._core.get(numbers, out)
         return out
 
     def attributes(self, ids: npt.ArrayLike) -> tuple[list[LabelSet], Values]:
         """Give the labels and the values (NaN: none) of these ids; unknown is a UserError."""
         with translated():
-            labels, counts, values = self._core.attributes(_ids(ids))
+            labels, counts, values = self._core.attributes(id_array(ids))
         return np.split(labels, np.cumsum(counts)[:-1]) if len(counts) else [], values
 
     def ids(self) -> Ids:
@@ -460,14 +514,21 @@ class Index:
         live = self.ids()
         if len(live) > rows:
             live = np.sort(np.random.default_rng(seed).choice(live, rows, replace=False))
-        working = quantizer.working_space(
-            self._present(live), self.metric, float(self._core.options.radius)
-        )
+        self._learn(self._present(live), code_bytes, seed)
+        if len(live) >= _CALIBRATE_FROM:
+            self.calibrate(seed=seed)
+
+    def _learn(
+        self, vectors: Array, code_bytes: int | None = None, seed: int = 0, rows: int = 2**16
+    ) -> None:
+        """Train the quantizer on these vectors, or on `rows` of them."""
+        if len(vectors) > rows:
+            chosen = np.random.default_rng(seed).choice(len(vectors), rows, replace=False)
+            vectors = vectors[np.sort(chosen)]
+        working = quantizer.working_space(vectors, self.metric, float(self._core.options.radius))
         size = code_bytes or quantizer.default_bytes(working.shape[1])
         with translated():
             self._core.retrain(quantizer.train(working, size, seed))
-        if len(live) >= _CALIBRATE_FROM:
-            self.calibrate(seed=seed)
 
     def trace(self, queries: npt.ArrayLike, L: int, *, seek: bool = False) -> list[Ids]:
         """Give for each query the ids whose edge lists a search follows, in order.
@@ -475,7 +536,7 @@ class Index:
         With `seek` it is the position seeking of an insert.
         """
         given = np.ascontiguousarray(queries, dtype=np.float32)
-        _check_rows(given, self.dim, "queries")
+        check_rows(given, self.dim, "queries")
         with translated():
             paths = self._core.trace(given, L, seek)
         return [np.array(path, dtype=np.uint64) for path in paths]
@@ -483,7 +544,7 @@ class Index:
     def neighbours(self, ids: npt.ArrayLike) -> list[Ids]:
         """Give the ids these ids have edges to; an unknown id is a UserError."""
         with translated():
-            lists = self._core.neighbours(_ids(ids))
+            lists = self._core.neighbours(id_array(ids))
         return [np.array(found, dtype=np.uint64) for found in lists]
 
     def calibrate(
@@ -499,7 +560,8 @@ class Index:
         Bisects margins against reading every candidate's vector, at search lists 4k and 8k.
 
         Args:
-            queries: (n, d) as they will be asked; 1,000 stored vectors by default.
+            queries: (n, d) as they will be asked; by default 1,000 stored vectors, asked for their
+                neighbours besides themselves.
             k: Neighbours compared.
             loss: Share of results that may differ from full re-ranking's, at each list length.
             seed: Of the choice of vectors.
@@ -509,24 +571,31 @@ class Index:
         """
         if self.layout == "packed":
             return float(self._core.margin)
+        held_out = int(queries is None)
+        k = max(1, min(k, len(self) - held_out))
         if queries is None:
             ids = self.ids()
             chosen = np.random.default_rng(seed).choice(ids, min(1000, len(ids)), replace=False)
             queries = self._present(np.sort(chosen)).astype(np.float32)
         lists = [4 * k, 8 * k]
-        full = {L: self.search(queries, k, L=L, margin=0.0)[0] for L in lists}
+
+        def search(L: int, margin: float) -> Ids:
+            found = self.search(queries, k + held_out, L=L + held_out, margin=margin)[0]
+            return np.asarray(found[:, held_out:])
+
+        full = {L: search(L, 0.0) for L in lists}
 
         def lost(margin: float) -> float:
             """The larger of the losses at all lengths."""
             worst = 0.0
             for L in lists:
-                found = self.search(queries, k, L=L, margin=margin)[0]
+                found = search(L, margin)
                 same = np.mean([np.isin(f, g).mean() for f, g in zip(full[L], found, strict=True)])
                 worst = max(worst, 1.0 - float(same))
             return worst
 
         low, high = 0.5, 1.0  # the loss grows with the margin
-        while high - low > 0.006:
+        while high - low > 0.002:
             middle = (low + high) / 2
             low, high = (middle, high) if lost(middle) <= loss else (low, middle)
         best = low if low > 0.5 else 0.0
@@ -603,8 +672,11 @@ class Index:
 
     def verify(self) -> dict[str, Any]:
         """Read everything and compare; `faults` is empty when all is well."""
-        with translated():
-            return dict(self._core.verify())
+        with self._reading():
+            report = dict(self._core.verify())
+            if report["faults"] and self._stamp not in (None, _stamp(self.path)):
+                raise Fault(report["faults"][0])
+        return report
 
     def stats(self) -> dict[str, Any]:
         """Give sizes, memory by part, and the state of the log."""
@@ -645,105 +717,16 @@ class Index:
                     part = part[[int(i) in self for i in part]]
         return np.concatenate(found)
 
-    def _retrain_if_grown(self, before: int, after: int) -> None:
-        if any(before < size <= after for size in _RETRAIN_AT) and before < _RETRAIN_AT[-1]:
-            self.retrain()
-
-
-# ---------------------------------------------------------------------- checks
-
 
 def _go_on(done: int, total: int) -> bool:
     """Nobody watches, but the engine lets Ctrl-C through when it reports progress."""
     return True
 
 
-def _known(what: str, value: Any, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise UserError(f"{what} {value!r}: use {', '.join(known)}")
-    return str(value)
-
-
-def _ids(ids: npt.ArrayLike) -> Ids:
-    given = np.atleast_1d(np.asarray(ids))
-    if given.dtype.kind not in "iu" and given.size:
-        raise UserError(f"ids of type {given.dtype}: use whole numbers")
-    if given.dtype.kind == "i" and given.size and given.min() < 0:
-        raise UserError(f"id {given.min()}: use 0 or more")
-    numbers = np.ascontiguousarray(given, dtype=np.uint64).reshape(-1)
-    if numbers.size and numbers.max() == np.iinfo(np.uint64).max:
-        raise UserError("id 2**64 - 1 stands for none; use a smaller one")
-    return numbers
-
-
-def _unique(ids: npt.ArrayLike, n: int) -> Ids:
-    numbers = _ids(ids)
-    if len(numbers) != n:
-        raise UserError(f"{len(numbers)} ids for {n} vectors: give one each")
-    values, counts = np.unique(numbers, return_counts=True)
-    if len(values) < n:
-        raise UserError(f"id {values[counts > 1][0]} occurs twice in this call")
-    return numbers
-
-
-def _check_rows(vectors: Array, dim: int, what: str) -> None:
-    if vectors.ndim != 2:
-        raise UserError(f"{what} of shape {vectors.shape}: give (n, {dim})")
-    if vectors.shape[1] != dim:
-        raise UserError(
-            f"{what} have {vectors.shape[1]} dimensions, the index has {dim}: they must be equal"
-        )
-    check_finite(vectors, what)
-
-
-def _check_lengths(vectors: Array, what: str, first: int = 0) -> None:
-    zero = ~np.any(vectors, axis=1)
-    if zero.any():
-        raise UserError(
-            f"{what}: row {first + int(np.argmax(zero))} is zero, which has no cosine: leave it out"
-        )
-
-
-def _checked(vectors: Array, dtype: str, metric: str, dim: int) -> Array:
-    if vectors.ndim == 2 and vectors.shape[1] == 0:
-        raise UserError("vectors have 0 dimensions: give at least 1")
-    if vectors.dtype.kind not in "fiu":
-        raise UserError(f"vectors of type {vectors.dtype}: use numbers")
-    if vectors.ndim != 2 or vectors.shape[1] != dim:
-        _check_rows(vectors, dim, "vectors")
-    wanted = np.dtype(dtype)
-    for first, rows in building.pieces(vectors):
-        check_finite(rows, "vectors", first_row=first)
-        if wanted.kind in "iu" and rows.dtype != wanted:
-            bounds = np.iinfo(wanted)
-            whole = rows.dtype.kind in "iu" or bool(np.all(rows == np.rint(rows)))
-            if rows.min() < bounds.min or rows.max() > bounds.max or not whole:
-                raise UserError(f"vectors do not fit in {dtype}: store them as float32")
-        if rows.dtype != wanted:
-            check_finite(rows.astype(wanted), f"vectors as {dtype}", first_row=first)
-        if metric == "cosine":
-            _check_lengths(rows, "vectors", first)
-    return np.ascontiguousarray(vectors, dtype=wanted)
-
-
-def _radius(vectors: Array, metric: str, radius: float | None) -> float:
-    if metric != "inner_product":
-        return 0.0
-    if radius is None:
-        if len(vectors) == 0:
-            raise UserError("an empty inner_product index needs radius=, a bound of vector lengths")
-        squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
-        radius = 1.1 * float(np.sqrt(squares.max())) or 1.0
-    if not radius > 0:
-        raise UserError(f"radius {radius}: use more than 0")
-    return radius
-
-
-def fresh(path: Path) -> None:
-    """Make the folder of a new index; one that holds something is a UserError."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists and is not empty: name a new folder")
+def _stamp(path: Path) -> tuple[int, int]:
+    """What tells one checkpoint of an index from the next."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be made ({error.strerror})") from error
+        stat = (path / "state.nav").stat()
+    except OSError:
+        return 0, 0
+    return stat.st_ino, stat.st_mtime_ns

@@ -31,8 +31,8 @@ TINY: dict[str, dict[str, Any]] = {
         "inserts_beside": 16, "seconds": 0.1,
     },
     "rerank": {
-        "sets": {"S128": [300, 0], "S768": [300, 40], "W384": [300, 0]}, "queries": 20,
-        "margins": [0.8, 1.0],
+        "sets": {"S128": [300, 0], "S768": [300, 40], "W384": [300, 0]},
+        "queries": {"S128": 20, "S768": 20, "W384": 20}, "margins": [0.8, 1.0],
     },
     "page_sharing": {"sets": {"S768": [300, 60], "S128": [300, 60]}, "queries": 10},
     "recall_over_time": {

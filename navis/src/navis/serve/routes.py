@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 from shorthaul.errors import UserError
 
+from navis.checks import Ids
 from navis.errors import Closed
 from navis.filters import Filter
-from navis.index import Floats, Ids, Index
+from navis.index import Floats, Index
 from navis.serve import errors, models, wire
 from navis.serve.bodies import Bodies, Body, Kind, kind
 from navis.serve.config import Limits
