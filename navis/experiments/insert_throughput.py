@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+from shorthaul.errors import UserError
 from shorthaul.experiments import Context, Experiment, Figure, Series, Summary, Table
 from shorthaul.stats import median, noise, paired_ratio
 
@@ -34,13 +35,17 @@ def _tuned(store: Store, of: Set, layout: str, session: dict[str, Any], s: dict[
     base = store.index(of, layout=_LAYOUTS[layout][0])
     with store.copy(base) as copy:
         for beam, in_flight in choices * 2:
-            with Index.open(copy, **session, beam=beam, in_flight=in_flight) as index:
+            try:
+                opened = Index.open(copy, **session, beam=beam, in_flight=in_flight)
+            except UserError:  # the memory budget has no room for so many in flight
+                continue
+            with opened as index:
                 warm(index, of.queries)
                 found = inserted(index, at, of.rows(at, at + s["tuning"]))
                 rates[beam, in_flight].append(found["per_s"])
                 at += s["tuning"]
                 index.checkpoint()  # or the next opening would replay the log
-    means = {choice: float(np.mean(found)) for choice, found in rates.items()}
+    means = {choice: float(np.mean(found)) for choice, found in rates.items() if found}
     return max(means, key=lambda choice: means[choice]), means
 
 

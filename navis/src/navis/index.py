@@ -236,6 +236,7 @@ class Index:
         durability: Durability = "sync",
         window_s: float = 0.05,
         io: Literal["automatic", "uring", "posix"] = "automatic",
+        direct: bool = True,
         cache: Literal["lfu", "lru", "none"] = "lfu",
         entrance: Literal["dynamic", "fixed", "none"] = "dynamic",
         beam: int = 4,
@@ -257,6 +258,8 @@ class Index:
                 write with an fdatasync every `window_s`, `none` at once.
             window_s: Of `group`, seconds.
             io: `uring`, `posix`, or what the kernel grants.
+            direct: Read and write past the page cache (O_DIRECT), where the file system can;
+                otherwise the system caches pages as well, beyond the memory budget.
             cache: Policy of the edge-list cache.
             entrance: Entrance graph kept up, as built, or unused.
             beam: Edge lists expanded per step.
@@ -287,6 +290,7 @@ class Index:
         if not 0 < window_s <= 60:
             raise UserError(f"window_s {window_s}: use more than 0, at most 60 seconds")
         options.window_s = window_s
+        options.direct = direct
         options.io(known("io", io, ("automatic", "uring", "posix")))
         options.cache = getattr(_core.CachePolicy, known("cache", cache, ("lfu", "lru", "none")))
         options.entrance = getattr(

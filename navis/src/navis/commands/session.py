@@ -34,6 +34,8 @@ class SessionFlags:
     """Memory for tables, codes, entrance graph, cache, buffers, like 64MiB; else no limit."""
     io: Literal["automatic", "uring", "posix"] = "automatic"
     """io_uring, pread and pwrite, or what the kernel grants."""
+    direct: bool = True
+    """Past the page cache; --no-direct: through it, beyond the memory budget."""
     cache: Literal["lfu", "lru", "none"] = "lfu"
     """Which edge lists to keep in memory."""
     entrance: Literal["dynamic", "fixed", "none"] = "dynamic"
@@ -50,6 +52,7 @@ class SessionFlags:
         return {
             "memory_budget": size(self.memory_budget, "--memory-budget"),
             "io": self.io,
+            "direct": self.direct,
             "cache": self.cache,
             "entrance": self.entrance,
             "durability": self.durability,
