@@ -40,10 +40,10 @@ void Index::build_from_graph(const std::filesystem::path& folder, const IndexOpt
   check_graph(graph, data.n, options.degree, entry);
   const WorkingSpace space(options.dim, options.type, options.metric, options.radius);
   BuildRows rows(data, space.raw_bytes());
-  // Each row is asked for twice: to be encoded, and to be put on its page.
+  // Each row is asked for three times at most: to be ordered, encoded, and put on its page.
   std::size_t asked = 0;
   auto stored = [&](std::size_t i) {
-    if (progress && asked % 1024 == 0 && !progress(asked, 2 * data.n)) {
+    if (progress && asked % 1024 == 0 && !progress(asked, 3 * data.n)) {
       throw Error(ErrorKind::closed, "the build was stopped");
     }
     ++asked;

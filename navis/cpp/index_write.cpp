@@ -99,7 +99,11 @@ void Index::write(const std::filesystem::path& folder, const IndexOptions& optio
   auto quantized = std::make_shared<Quantized>(quantizer);
   quantized->codes.grow(n);
   s.grow(n);
-  const std::vector<std::size_t> order = disk_order(options, s.format, graph, medoid);
+  std::vector<std::size_t> order = disk_order(options, s.format, graph, medoid);
+  if (!s.packed()) {
+    group_nearest(order, s.format.per_unit(), s.vectors_per_page(), s.space.dim(),
+                  [&](std::size_t i, float* to) { s.space.stored(stored(i), to); });
+  }
   std::vector<NodeId> place(n);
   for (std::size_t i = 0; i < n; ++i) place[order[i]] = static_cast<NodeId>(i);
 

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "kernels.hpp"
+
 namespace navis {
 namespace {
 
@@ -136,6 +138,81 @@ double page_sharing(const std::vector<std::size_t>& order, std::size_t per_page,
   std::sort(pages.begin(), pages.end());
   const auto distinct = std::unique(pages.begin(), pages.end()) - pages.begin();
   return 1.0 - static_cast<double>(distinct) / static_cast<double>(expanded.size());
+}
+
+void group_nearest(std::vector<std::size_t>& order, std::size_t per_unit, std::size_t per_page,
+                   std::size_t dim, const std::function<void(std::size_t, float*)>& vector) {
+  if (per_page < 2) return;
+  // Those of the run before that are on the page which is still open lie in front.
+  std::vector<float> vectors((per_page + per_unit) * dim), distances;
+  std::vector<std::size_t> left, chosen, nearest, sorted;
+  std::size_t open = 0;
+  for (std::size_t first = 0; first < order.size(); first += per_unit) {
+    const std::size_t count = std::min(per_unit, order.size() - first), all = open + count;
+    for (std::size_t i = 0; i < count; ++i) {
+      vector(order[first + i], vectors.data() + (open + i) * dim);
+    }
+    distances.assign(all * all, 0);
+    for (std::size_t a = 0; a < all; ++a) {
+      for (std::size_t b = 0; b < a; ++b) {
+        distances[a * all + b] = distances[b * all + a] =
+            kernels::l2(vectors.data() + a * dim, vectors.data() + b * dim, dim);
+      }
+    }
+    left.clear();
+    sorted.clear();
+    for (std::size_t i = open; i < all; ++i) left.push_back(i);
+    // The `more` nearest of those left to `to`, itself not among them, and their distances' sum.
+    auto around = [&](std::size_t to, std::size_t more) {
+      nearest.clear();
+      for (const std::size_t i : left) {
+        if (i != to) nearest.push_back(i);
+      }
+      more = std::min(more, nearest.size());
+      std::partial_sort(nearest.begin(), nearest.begin() + static_cast<std::ptrdiff_t>(more),
+                        nearest.end(), [&](std::size_t a, std::size_t b) {
+                          return distances[to * all + a] < distances[to * all + b];
+                        });
+      nearest.resize(more);
+      float sum = 0;
+      for (const std::size_t i : nearest) sum += distances[to * all + i];
+      return sum;
+    };
+    if (open > 0) {
+      around(0, per_page - open);
+      chosen = nearest;
+    } else {
+      chosen.clear();
+    }
+    for (;;) {
+      sorted.insert(sorted.end(), chosen.begin(), chosen.end());
+      std::erase_if(left, [&](std::size_t i) {
+        return std::find(chosen.begin(), chosen.end(), i) != chosen.end();
+      });
+      if (left.empty()) break;
+      chosen.assign(1, left.front());  // of vectors too far apart for a float
+      float best = std::numeric_limits<float>::infinity();
+      for (const std::size_t seed : left) {
+        const float sum = around(seed, per_page - 1);
+        if (sum >= best) continue;
+        best = sum;
+        chosen = nearest;
+        chosen.insert(chosen.begin(), seed);
+      }
+    }
+    std::vector<std::size_t> run(count);
+    for (std::size_t i = 0; i < count; ++i) run[i] = order[first + sorted[i] - open];
+    std::copy(run.begin(), run.end(), order.begin() + static_cast<std::ptrdiff_t>(first));
+    const std::size_t opened = (first + count) % per_page;
+    std::vector<float> last;
+    for (std::size_t i = all - opened; i < all; ++i) {
+      const std::size_t at = i < open ? i : sorted[i - open];
+      last.insert(last.end(), vectors.begin() + static_cast<std::ptrdiff_t>(at * dim),
+                  vectors.begin() + static_cast<std::ptrdiff_t>((at + 1) * dim));
+    }
+    std::copy(last.begin(), last.end(), vectors.begin());
+    open = opened;
+  }
 }
 
 }  // namespace navis

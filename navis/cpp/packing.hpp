@@ -27,4 +27,10 @@ std::vector<std::size_t> pack_pages(
 double page_sharing(const std::vector<std::size_t>& order, std::size_t per_page,
                     std::span<const NodeId> expanded);
 
+// Within each run of `per_unit` of an order, brings near vectors together, so that the `per_page`
+// that will share a page of vectors are likely to be read together. `vector(i, to)` gives the i-th
+// item's, `dim` floats. Greedy: the tightest group of those left comes first.
+void group_nearest(std::vector<std::size_t>& order, std::size_t per_unit, std::size_t per_page,
+                   std::size_t dim, const std::function<void(std::size_t, float*)>& vector);
+
 }  // namespace navis

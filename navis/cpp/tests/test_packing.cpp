@@ -1,11 +1,13 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <numeric>
 #include <random>
 #include <set>
 #include <vector>
 
+#include "../kernels.hpp"
 #include "../packing.hpp"
 #include "clusters.hpp"
 
@@ -228,3 +230,52 @@ TEST_CASE("packing: 100,000 lists of 32 in a second") {
 
 }  // namespace
 }  // namespace navis
+
+TEST_CASE("packing: near vectors share a page, each run keeping its members") {
+  using navis::group_nearest;
+  namespace kernels = navis::kernels;
+  std::mt19937 random(3);
+  std::normal_distribution<float> noise;
+  constexpr std::size_t kDim = 8;
+  for (const std::size_t per_page : {2, 3, 8}) {
+    for (const std::size_t n : {0, 1, 5, 29, 30, 500}) {
+      constexpr std::size_t kPerUnit = 29;
+      // Around few centres, so that there is something to bring together.
+      std::vector<float> vectors(n * kDim);
+      for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t d = 0; d < kDim; ++d) {
+          vectors[i * kDim + d] = static_cast<float>(random() % 5 * 20) * (d == 0) + noise(random);
+        }
+      }
+      std::vector<std::size_t> order(n);
+      std::iota(order.begin(), order.end(), std::size_t{0});
+      std::shuffle(order.begin(), order.end(), random);
+      const auto before = order;
+      group_nearest(order, kPerUnit, per_page, kDim, [&](std::size_t i, float* to) {
+        std::copy_n(vectors.begin() + static_cast<std::ptrdiff_t>(i * kDim), kDim, to);
+      });
+      auto spread = [&](const std::vector<std::size_t>& of) {
+        double sum = 0;
+        for (std::size_t i = 1; i < n; ++i) {
+          if (i % per_page == 0) continue;
+          sum += kernels::l2(&vectors[of[i] * kDim], &vectors[of[i - i % per_page] * kDim], kDim);
+        }
+        return sum;
+      };
+      for (std::size_t first = 0; first < n; first += kPerUnit) {
+        const auto last = static_cast<std::ptrdiff_t>(std::min(n, first + kPerUnit));
+        const auto at = static_cast<std::ptrdiff_t>(first);
+        CHECK(std::is_permutation(order.begin() + at, order.begin() + last, before.begin() + at,
+                                  before.begin() + last));
+      }
+      if (n == 500) CHECK(spread(order) < 0.5 * spread(before));
+      // Infinitely far apart: still an order.
+      std::fill(vectors.begin(), vectors.end(), 0.0F);
+      for (std::size_t i = 0; i < n; ++i) vectors[i * kDim] = i % 2 ? 3e38F : -3e38F;
+      group_nearest(order, kPerUnit, per_page, kDim, [&](std::size_t i, float* to) {
+        std::copy_n(vectors.begin() + static_cast<std::ptrdiff_t>(i * kDim), kDim, to);
+      });
+      CHECK(std::is_permutation(order.begin(), order.end(), before.begin(), before.end()));
+    }
+  }
+}
