@@ -564,8 +564,8 @@ class Index:
         Bisects margins against reading every candidate's vector, at search lists 4k and 8k.
 
         Args:
-            queries: (n, d) as they will be asked; by default 1,000 stored vectors, asked for their
-                neighbours besides themselves.
+            queries: (n, d) as they will be asked; by default a twentieth of the stored vectors,
+                200 to 1,000 of them, asked for their neighbours besides themselves.
             k: Neighbours compared.
             loss: Share of results that may differ from full re-ranking's, at each list length.
             seed: Of the choice of vectors.
@@ -579,7 +579,8 @@ class Index:
         k = max(1, min(k, len(self) - held_out))
         if queries is None:
             ids = self.ids()
-            chosen = np.random.default_rng(seed).choice(ids, min(1000, len(ids)), replace=False)
+            count = min(len(ids), max(200, min(1000, len(ids) // 20)))
+            chosen = np.random.default_rng(seed).choice(ids, count, replace=False)
             queries = self._present(np.sort(chosen)).astype(np.float32)
         lists = [4 * k, 8 * k]
 
