@@ -104,7 +104,14 @@ def test_the_demo_is_short() -> None:
     assert sum(EXPERIMENTS[id].minutes["small"] for id in demo) <= 8
 
 
-@pytest.mark.parametrize("id", sorted(TINY))
+# Those that take ten seconds and more even so; what they rest on has tests of its own.
+_SLOW = {"crash", "insert_throughput", "peers", "serve_load"}
+
+
+@pytest.mark.parametrize(
+    "id",
+    [pytest.param(id, marks=pytest.mark.slow) if id in _SLOW else id for id in sorted(TINY)],
+)
 def test_it_runs_and_finds_what_its_claims_name(id: str, root: Path) -> None:
     record = run(EXPERIMENTS[id], artifact="navis", scale="smoke", root=root, overrides=TINY[id])
     summary = record.summary()

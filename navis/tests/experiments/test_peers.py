@@ -73,6 +73,7 @@ def test_every_system_has_its_requirements() -> None:
         assert all("==" in need or need.startswith("numpy") for need in entry["requires"])
 
 
+@pytest.mark.slow
 def test_environments_are_made_only_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
