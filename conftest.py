@@ -6,7 +6,13 @@ folder pipe_bd/ instead of the package.
 """
 
 import importlib
+import signal
 from pathlib import Path
+
+# A shell that starts it in the background makes a process deaf to Ctrl-C, and with it whatever it
+# starts: the tests that interrupt something would wait for nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for folder in Path(__file__).parent.glob("*/src"):
     for package in folder.glob("*/__init__.py"):

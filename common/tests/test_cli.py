@@ -17,6 +17,7 @@ COMMANDS = {
     "profile": (f"{HERE}:Plan", "measure blocks"),
     "need": (f"{HERE}:Need", "need a flag"),
     "lack": (f"{HERE}:Lack", "need something"),
+    "ask": (f"{HERE}:Ask", "require an argument"),
     "fault": (f"{HERE}:Faulty", "break"),
     "stop": (f"{HERE}:Stop", "be interrupted"),
     "pipe": (f"{HERE}:Pipe", "lose the reader"),
@@ -47,6 +48,11 @@ class Plan(Common):
 @dataclass(kw_only=True)
 class Need(Common):
     path: Path
+
+@dataclass(kw_only=True)
+class Ask(Common):
+    file: tyro.conf.Positional[Path]
+    """File of vectors."""
 
 @dataclass(kw_only=True)
 class Lack(Common):
@@ -131,6 +137,7 @@ def test_runs_a_verb_with_flags(capsys: pytest.CaptureFixture[str]) -> None:
         (["plan", "--link.latency-s", "x"], "error: --link.latency-s 'x': not a number; "),
         (["plan", "--mode", "slow"], "error: --mode 'slow': use 'best', 'fast'; "),
         (["need"], "error: --path is missing; "),
+        (["ask"], "error: missing argument: File of vectors; "),
         (["plan", "--json", "no/such/folder.json"], "there is no folder no/such: make it first"),
         (["plan", "--json", "/"], "error: --json / is a folder: name a file"),
         (["plan", "a", "b"], "unexpected argument 'b'"),

@@ -331,6 +331,8 @@ PYBIND11_MODULE(_core, m) {
              index.get(ids.data(), static_cast<std::size_t>(ids.size()), rows);
            })
       .def("contains", &Index::contains, py::call_guard<Release>())
+      .def_property_readonly("live", &Index::live)
+      .def_property_readonly("rows", &Index::rows)
       .def("ids",
            [](Index& index) {
              const auto all = released([&] { return index.ids(); });

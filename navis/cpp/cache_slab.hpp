@@ -57,20 +57,14 @@ class Slab {
   }
   void give_entry(Cell cell) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (holds(cell)) {
-      *at(cell) = free_;
-      free_ = cell;
-    }
+    give(cell);
     --entries_;
     note_room();
   }
   // The page in this cell is no more.
   void give_page(Cell cell) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (holds(cell)) {
-      *at(cell) = free_;
-      free_ = cell;
-    }
+    give(cell);
     --pages_;
     note_room();
   }
@@ -130,6 +124,11 @@ class Slab {
       return cell;
     }
     return touched_ < cells_ ? static_cast<Cell>(++touched_) : kNoCell;
+  }
+  void give(Cell cell) {
+    if (!holds(cell)) return;
+    *at(cell) = free_;
+    free_ = cell;
   }
   void note_room() {
     has_room_.store(entries_ < entry_limit_ && (free_ != kNoCell || touched_ < cells_),

@@ -148,6 +148,10 @@ class Index {
   // Gives the number of ids that were there; they are invisible when it returns.
   std::size_t remove(const std::uint64_t* ids, std::size_t n);
   bool contains(std::uint64_t id);
+  // Vectors that are there, and nodes made for vectors, deleted ones included: counters, for which
+  // nobody is waited for.
+  std::size_t live() const;
+  std::size_t rows() const;
   // The stored vectors of these ids (raw rows); Error(bad_input) naming the first unknown id.
   void get(const std::uint64_t* ids, std::size_t n, std::byte* raw);
   std::vector<std::uint64_t> ids();
@@ -195,6 +199,8 @@ class Index {
   class LaneLease;
 
   LaneLease lane();
+  NodeId node_of(std::uint64_t id);
+  NodeId node_of_locked(std::uint64_t id) const;  // under commit_
   void require_open(bool writing) const;
 
   // index_insert.cpp

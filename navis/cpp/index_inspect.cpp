@@ -11,6 +11,29 @@ bool Index::contains(std::uint64_t id) {
   return id_map_.find(id) != kNoNode;
 }
 
+std::size_t Index::live() const {
+  require_open(false);
+  return store_->live.load(std::memory_order_relaxed);
+}
+
+std::size_t Index::rows() const {
+  require_open(false);
+  return store_->rows.load(std::memory_order_relaxed);
+}
+
+NodeId Index::node_of(std::uint64_t id) {
+  std::lock_guard lock(commit_);
+  return node_of_locked(id);
+}
+
+NodeId Index::node_of_locked(std::uint64_t id) const {
+  const NodeId node = id_map_.find(id);
+  if (node == kNoNode) {
+    throw Error(ErrorKind::bad_input, "id " + std::to_string(id) + " is not in the index");
+  }
+  return node;
+}
+
 std::vector<std::uint64_t> Index::ids() {
   std::lock_guard lock(commit_);
   std::vector<std::uint64_t> all;
@@ -26,15 +49,7 @@ void Index::get(const std::uint64_t* ids, std::size_t n, std::byte* raw) {
   const std::size_t raw_bytes = s.space.raw_bytes();
   const auto guard = s.epochs.enter_guard();
   for (std::size_t i = 0; i < n; ++i) {
-    NodeId node;
-    {
-      std::lock_guard lock(commit_);
-      node = id_map_.find(ids[i]);
-    }
-    if (node == kNoNode) {
-      throw Error(ErrorKind::bad_input, "id " + std::to_string(ids[i]) + " is not in the index");
-    }
-    s.read_vector(node, raw + i * raw_bytes);
+    s.read_vector(node_of(ids[i]), raw + i * raw_bytes);
   }
 }
 
@@ -69,14 +84,7 @@ std::vector<std::vector<std::uint64_t>> Index::neighbours(const std::uint64_t* i
   shorthaul::uring::Buffer buffer(s.format.unit_bytes());
   const auto guard = s.epochs.enter_guard();
   for (std::size_t i = 0; i < n; ++i) {
-    NodeId node;
-    {
-      std::lock_guard lock(commit_);
-      node = id_map_.find(ids[i]);
-    }
-    if (node == kNoNode) {
-      throw Error(ErrorKind::bad_input, "id " + std::to_string(ids[i]) + " is not in the index");
-    }
+    const NodeId node = node_of(ids[i]);
     std::vector<NodeId> list;
     for (;;) {
       const std::uint32_t at = s.location[node].load(std::memory_order_acquire);
@@ -102,10 +110,7 @@ void Index::attributes(const std::uint64_t* ids, std::size_t n, std::vector<std:
   const Attributes& attributes = store_->attributes;
   std::lock_guard lock(commit_);  // a replacement in between must not mix two vectors' attributes
   for (std::size_t i = 0; i < n; ++i) {
-    const NodeId node = id_map_.find(ids[i]);
-    if (node == kNoNode) {
-      throw Error(ErrorKind::bad_input, "id " + std::to_string(ids[i]) + " is not in the index");
-    }
+    const NodeId node = node_of_locked(ids[i]);
     const Attributes::Set set = attributes.labels(node);
     labels.insert(labels.end(), set.span().begin(), set.span().end());
     counts.push_back(set.span().size());

@@ -13,6 +13,7 @@
 
 #include "chunked.hpp"
 #include "epoch.hpp"
+#include "phases.hpp"
 #include "types.hpp"
 
 namespace navis {
@@ -69,7 +70,7 @@ class Units {
       grow(size_ + 1);
     }
     for (const std::uint32_t u : units) {
-      born_[u] = phase_;
+      born_[u] = phases_.now();
       ++used_;
     }
     return units;
@@ -91,12 +92,11 @@ class Units {
   // A checkpoint's table is collected between these two; a failed one is not completed.
   void checkpoint_begins() {
     std::lock_guard lock(mutex_);
-    ++phase_;
+    phases_.begin();
   }
   void checkpoint_ends(bool completed) {
     std::lock_guard lock(mutex_);
-    ++phase_;
-    if (completed) completed_ = phase_;
+    phases_.end(completed);
     reclaim();
   }
 
@@ -135,9 +135,8 @@ class Units {
   }
   void retire(std::uint32_t unit) {
     std::lock_guard lock(mutex_);
-    // Odd phases: a checkpoint is collecting, and may have seen it or not.
-    const bool unseen = phase_ % 2 == 0 && born_[unit] == phase_;
-    retired_.push_back({unit, epochs_.retire(), unseen ? 0 : phase_ / 2 * 2 + 2 + phase_ % 2 * 2});
+    const bool unseen = phases_.unseen(born_[unit]);
+    retired_.push_back({unit, epochs_.retire(), unseen ? 0 : phases_.of_next()});
     --used_;
     if (!unseen) ++awaiting_;
   }
@@ -145,7 +144,7 @@ class Units {
     if (retired_.empty()) return;
     const std::uint64_t oldest = epochs_.oldest();
     std::erase_if(retired_, [&](const Retired& r) {
-      if (r.epoch >= oldest || r.phase > completed_) return false;
+      if (r.epoch >= oldest || !phases_.reached(r.phase)) return false;
       free_.insert(r.unit);
       if (r.phase) --awaiting_;
       return true;
@@ -159,8 +158,7 @@ class Units {
   std::set<std::uint32_t> free_;
   std::deque<Retired> retired_;
   std::size_t size_ = 0, used_ = 0, awaiting_ = 0;
-  // Grows by one when a checkpoint begins and when it ends; what was there at opening is older.
-  std::uint64_t phase_ = 2, completed_ = 2;
+  Phases phases_;
 };
 
 }  // namespace navis

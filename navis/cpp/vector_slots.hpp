@@ -12,6 +12,7 @@
 
 #include "bits.hpp"
 #include "epoch.hpp"
+#include "phases.hpp"
 
 namespace navis {
 
@@ -56,19 +57,16 @@ class VectorSlots {
     if (slots.empty()) return;
     std::lock_guard lock(mutex_);
     used_ -= slots.size();
-    // Odd phases: a checkpoint is collecting, and may have seen the old place or not.
-    const std::uint64_t phase = phase_ / 2 * 2 + 2 + phase_ % 2 * 2;
-    retired_.push_back({std::move(slots), epochs_.retire(), phase});
+    retired_.push_back({std::move(slots), epochs_.retire(), phases_.of_next()});
   }
 
   void checkpoint_begins() {
     std::lock_guard lock(mutex_);
-    ++phase_;
+    phases_.begin();
   }
   void checkpoint_ends(bool completed) {
     std::lock_guard lock(mutex_);
-    ++phase_;
-    if (completed) completed_ = phase_;
+    phases_.end(completed);
   }
 
   std::size_t used() const {
@@ -110,7 +108,7 @@ class VectorSlots {
     return slots;
   }
   void reclaim() {
-    while (!retired_.empty() && retired_.front().phase <= completed_ &&
+    while (!retired_.empty() && phases_.reached(retired_.front().phase) &&
            epochs_.passed(retired_.front().epoch)) {
       for (const std::uint32_t slot : retired_.front().slots) free_.set(slot);
       retired_.pop_front();
@@ -122,8 +120,7 @@ class VectorSlots {
   Bits free_;
   std::deque<Retired> retired_;
   std::size_t used_ = 0;
-  // Counted as in Units: one more when a checkpoint begins and when it ends.
-  std::uint64_t phase_ = 2, completed_ = 2;
+  Phases phases_;
 };
 
 }  // namespace navis

@@ -205,7 +205,7 @@ EXPERIMENT = Experiment(
         },
         "small": {
             **_COMMON, "sets": {"S128": 100000, "W384": 0}, "queries": 1000,
-            "L": [10, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 120], "rounds": 5,
+            "L": [10, 16, 20, 24, 26, 28, 30, 32, 34, 36, 40, 48, 56, 64, 80, 120], "rounds": 5,
             "code_bytes": {"S128": 32, "W384": 96}, "budgets": {"S128": 0.3, "W384": 0.15},
             "make_environments": True, "required": True,
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shorthaul.errors import EnvironmentLack, UserError
+from shorthaul.errors import EnvironmentLack, Fault, UserError
 
 import navis
 from navis.errors import Closed, Corrupt, Stale
@@ -267,6 +268,29 @@ def test_a_reader_beside_a_writer_is_right_or_says_it_is_stale(
         with navis.Index.open(path, readonly=True) as again:
             assert len(again) == len(writer)
             assert np.array_equal(found(again, queries, 10), found(writer, queries, 10))
+
+
+def test_a_reader_whose_log_a_writer_cuts_meanwhile_reads_again(
+    tmp_path: Path, base: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from navis import _core
+
+    path, tries, real = tmp_path / "ix", [], _core.Index
+    navis.Index.build(path, base[:300]).close()
+    (segment,) = (path / "wal").iterdir()
+
+    def cut_meanwhile(*given: Any) -> Any:
+        tries.append(given)
+        if len(tries) <= 2:
+            if len(tries) == 1:
+                os.truncate(segment, segment.stat().st_size - 8)
+            raise Fault("it has become shorter")
+        return real(*given)
+
+    monkeypatch.setattr(_core, "Index", cut_meanwhile)
+    with pytest.raises(Fault, match="shorter"):  # the second time nothing has changed
+        navis.Index.open(path, readonly=True)
+    assert len(tries) == 2
 
 
 def test_readers_open_while_a_writer_checkpoints(tmp_path: Path, base: Any, queries: Any) -> None:

@@ -182,6 +182,7 @@ def _check_output(path: Path | None) -> None:
 # What tyro says, whole or from inside its box (drawn or, on a plain terminal, blank), in our words.
 _TYRO_SAYS = (
     (r"Missing from .*?: (--[\w.-]+)", "{0} is missing"),
+    (r"Missing from .*?: [A-Z]\S* (.+?)\.? \(required\)", "missing argument: {0}"),
     (
         r"Error parsing (\S+): invalid literal for int\(\) .*?: ('.*?')",
         "{0} {1}: not a whole number",

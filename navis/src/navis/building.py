@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from shorthaul.errors import UserError
+
+from navis import quantizer
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -117,3 +120,83 @@ def pieces(array: Array, rows: int = 2048) -> Iterator[tuple[int, Array]]:
     for first in range(0, len(array), rows):
         count = min(rows, len(array) - first)
         yield first, gather(array, np.arange(first, first + count))
+
+
+@dataclass(frozen=True)
+class Build:
+    """What `Index.build` was asked for, in the engine's terms.
+
+    Attributes:
+        options: `_core.IndexOptions`.
+        how: `_core.BuildOptions`.
+        metric: Its name.
+        radius: Bound of vector lengths for inner product.
+        code_bytes: Of the quantizer; by the dimension if None.
+        memory_budget: Bytes.
+    """
+
+    options: Any
+    how: Any
+    metric: str
+    radius: float
+    code_bytes: int | None
+    memory_budget: int | None
+
+
+def write(
+    path: Path,
+    given: Array,
+    vectors: Array,
+    ids: npt.NDArray[np.uint64],
+    attributes: tuple[Any, ...],
+    build: Build,
+    progress: Callable[[int, int], bool] | None,
+) -> None:
+    """Train, link and write an index's files into an empty folder.
+
+    `vectors` are `given`, a mapped file perhaps, as they are stored.
+
+    Raises:
+        UserError: The memory budget is too small.
+    """
+    from navis import _core
+
+    (n, dim), seed, threads = vectors.shape, build.how.seed, build.how.threads
+    space = dim + (build.metric == "inner_product")
+    size = build.code_bytes or quantizer.default_bytes(space)
+    planned = plan(n, space, build.how.degree, size, build.memory_budget)
+    rows = np.arange(n)
+    if n > planned.sample:
+        rows = np.sort(np.random.default_rng(seed).choice(n, planned.sample, replace=False))
+
+    def columns(low: int, high: int) -> Floats:
+        """Some dimensions of the sample, in working space."""
+        out = np.empty((len(rows), high - low), np.float32)
+        for first in range(0, len(rows), 1024):
+            part = gather(given, rows[first : first + 1024])
+            working = quantizer.working_space(part, build.metric, build.radius)
+            out[first : first + 1024] = working[:, low:high]
+        return out
+
+    books = quantizer.train_in_parts(columns, space, size, planned.columns, seed, threads)
+    means = None
+    if planned.largest:
+        some = rows[:: -(-space // planned.columns)]  # as much memory as the columns had
+        part = quantizer.working_space(gather(given, some), build.metric, build.radius)
+        means = centres(part, n, planned.largest, seed)
+        del part
+    file, offset = place(given) if vectors.dtype == given.dtype else ("", 0)
+    _core.build(
+        path,
+        build.options,
+        vectors,
+        ids,
+        books,
+        build.how,
+        progress,
+        means,
+        planned.largest,
+        file,
+        offset,
+        *attributes,
+    )

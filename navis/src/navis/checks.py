@@ -14,6 +14,7 @@ from navis.formats import check_finite
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float32]
 
 METRICS = ("l2", "inner_product", "cosine")
 DTYPES = ("float32", "float16", "uint8", "int8")
@@ -92,6 +93,39 @@ def checked_vectors(vectors: Array, dtype: str, metric: str, dim: int) -> Array:
         if metric == "cosine":
             check_lengths(rows, "vectors", first)
     return np.ascontiguousarray(vectors, dtype=wanted)
+
+
+def query_rows(queries: npt.ArrayLike, dim: int, metric: str) -> tuple[Floats, bool]:
+    """Queries as the engine takes them, (n, d) float32, and whether there was one, (d,)."""
+    given = np.asarray(queries, dtype=np.float32)
+    single = given.ndim == 1
+    rows = np.ascontiguousarray(given[None] if single else given)
+    check_rows(rows, dim, "queries")
+    if metric == "cosine":
+        check_lengths(rows, "queries")
+    return rows, single
+
+
+def check_k(k: int, L: int | None) -> None:
+    """Refuse a number of neighbours, or a search list, that is too small."""
+    if k < 1:
+        raise UserError(f"k {k}: use 1 or more")
+    if L is not None and L < k:
+        raise UserError(f"L {L}: use {k}, which is k, or more")
+
+
+def default_list(k: int) -> int:
+    """The search list where the user names none."""
+    return max(2 * k, 40)
+
+
+def changes(
+    ids: npt.ArrayLike, vectors: npt.ArrayLike, dtype: str, metric: str, dim: int
+) -> tuple[Ids, Array]:
+    """What an insert is given, as it is stored: ids (n,) and vectors (n, d), which may be (d,)."""
+    given = np.asarray(vectors)
+    given = checked_vectors(given[None] if given.ndim == 1 else given, dtype, metric, dim)
+    return unique_ids(ids, len(given)), given
 
 
 def radius_of(vectors: Array, metric: str, radius: float | None) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -14,23 +15,26 @@ import numpy as np
 import numpy.typing as npt
 from shorthaul.errors import Fault, UserError
 
-from navis import building, layouts, quantizer, tuning
+from navis import building, layouts, learning, tuning
 from navis.checks import (
     DTYPES,
     METHODS,
     METRICS,
     Array,
     Ids,
-    check_lengths,
+    changes,
+    check_k,
     check_rows,
     checked_vectors,
+    default_list,
     fresh,
     id_array,
     known,
+    query_rows,
     radius_of,
     unique_ids,
 )
-from navis.errors import Corrupt, Stale, translated
+from navis.errors import Stale, translated
 from navis.filters import Filter, LabelsLike, core_filters, label_rows, value_rows
 
 Floats = npt.NDArray[np.float32]
@@ -43,9 +47,6 @@ FilterMethod = Literal["automatic", "walk", "scan"]
 Durability = Literal["sync", "group", "none"]
 Progress = Callable[[int, int], bool]
 
-# The quantizer is trained anew when an index has grown to these sizes, each four times the last.
-_RETRAIN_AT = (256, 1024, 4096, 16384)
-_CALIBRATE_FROM = 1000  # vectors from which a stop rule is worth calibrating
 _ATTEMPTS = 10  # to open readonly while another process writes
 
 
@@ -178,47 +179,11 @@ class Index:
         how.degree, how.search_list, how.alpha = degree, build_list, alpha
         how.threads, how.seed = threads, seed
 
-        space = dim + (metric == "inner_product")
-        size = code_bytes or quantizer.default_bytes(space)
-        plan = building.plan(n, space, degree, size, memory_budget)
-        rows = np.arange(n)
-        if n > plan.sample:
-            rows = np.sort(np.random.default_rng(seed).choice(n, plan.sample, replace=False))
-
-        def columns(low: int, high: int) -> Floats:
-            """Some dimensions of the sample, in working space."""
-            out = np.empty((len(rows), high - low), np.float32)
-            for first in range(0, len(rows), 1024):
-                part = building.gather(given, rows[first : first + 1024])
-                working = quantizer.working_space(part, metric, radius)
-                out[first : first + 1024] = working[:, low:high]
-            return out
-
-        codebooks = quantizer.train_in_parts(columns, space, size, plan.columns, seed, threads)
-        centres = None
-        if plan.largest:
-            some = rows[:: -(-space // plan.columns)]  # as much memory as the columns had
-            part = quantizer.working_space(building.gather(given, some), metric, radius)
-            centres = building.centres(part, n, plan.largest, seed)
-            del part
-        file, offset = building.place(given) if vectors.dtype == given.dtype else ("", 0)
+        writing = building.Build(options, how, metric, radius, code_bytes, memory_budget)
         fresh(path)
         try:
             with translated():
-                _core.build(
-                    path,
-                    options,
-                    vectors,
-                    numbers,
-                    codebooks,
-                    how,
-                    progress,
-                    centres,
-                    plan.largest,
-                    file,
-                    offset,
-                    *attributes,
-                )
+                building.write(path, given, vectors, numbers, attributes, writing, progress)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
@@ -307,15 +272,17 @@ class Index:
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: there is no such folder; navis build makes an index")
-        for _ in range(_ATTEMPTS):
-            stamp = _stamp(path)
+        for attempt in range(_ATTEMPTS):
+            stamp, log = _stamp(path), _log_stamp(path)
             try:
                 with translated():
                     return cls(_core.Index(path, options), path, stamp if readonly else None)
-            except Corrupt:
-                # A writer's checkpoint has put another state in place, and removed its log.
-                if not readonly or stamp == _stamp(path):
+            except Fault:
+                # A writer has put another state in place, cut a segment of its log, removed one,
+                # or written to it while it was read.
+                if not readonly or (stamp, log) == (_stamp(path), _log_stamp(path)):
                     raise
+            time.sleep(0.01 * attempt)
         raise UserError(f"{path}: another process changes it too fast to be opened readonly")
 
     # ------------------------------------------------------------------ using
@@ -342,7 +309,8 @@ class Index:
 
     def __len__(self) -> int:
         """Live vectors."""
-        return int(self.stats()["live"])
+        with translated():
+            return int(self._core.live)
 
     def __contains__(self, id: int) -> bool:
         with translated():
@@ -386,14 +354,8 @@ class Index:
         """
         from navis import _core
 
-        given = np.asarray(queries, dtype=np.float32)
-        single = given.ndim == 1
-        given = np.ascontiguousarray(given[None] if single else given)
-        check_rows(given, self.dim, "queries")
-        if self.metric == "cosine":
-            check_lengths(given, "queries")
-        if k < 1:
-            raise UserError(f"k {k}: use 1 or more")
+        given, single = query_rows(queries, self.dim, self.metric)
+        check_k(k, L)
         there = len(self)
         if k > there:
             raise UserError(f"k {k}: the index holds {there} vectors; use {there} or less")
@@ -403,10 +365,8 @@ class Index:
             tuned = tuning.look_up(self.path, k, target_recall)
             L = tuned.L
             margin = tuned.margin if margin is None else margin
-        if L is not None and L < k:
-            raise UserError(f"L {L}: use {k}, which is k, or more")
         options = _core.SearchOptions()
-        options.k, options.list, options.threads = k, L or max(2 * k, 40), threads
+        options.k, options.list, options.threads = k, L or default_list(k), threads
         filters = core_filters(filter, len(given))
         options.filter_method = getattr(
             _core.FilterMethod, known("filter_method", filter_method, METHODS)
@@ -449,22 +409,19 @@ class Index:
             UserError: Wrong dimension, NaN, a zero vector with cosine, duplicate ids.
             NoSpace: The disk is full.
         """
-        given = np.asarray(vectors)
-        given = given[None] if given.ndim == 1 else given
-        given = checked_vectors(given, self.dtype.name, self.metric, self.dim)
-        numbers = unique_ids(ids, len(given))
+        numbers, given = changes(ids, vectors, self.dtype.name, self.metric, self.dim)
         n = len(given)
         starts, flat = label_rows(labels, n)
         numeric = value_rows(values, n)
         with translated():
-            before = self._core.stats()["rows"]
-        if before == 0 and n >= _RETRAIN_AT[0]:
+            before = int(self._core.rows)
+        if before == 0 and n >= learning.RETRAIN_AT[0]:
             self._learn(given)  # or the first edges would be chosen by codes that say nothing
             cuts = []
         else:
-            cuts = [size - before for size in _RETRAIN_AT if before < size < before + n]
+            cuts = learning.cuts(before, before + n)
         replaced = 0
-        for first, last in pairwise([0, *cuts, n]):
+        for first, last in pairwise([0, *(size - before for size in cuts), n]):
             rows = slice(first, last)
             part = None if starts is None else (starts[first : last + 1] - starts[first])
             names = None if starts is None else flat[int(starts[first]) : int(starts[last])]
@@ -473,9 +430,9 @@ class Index:
                 replaced += int(
                     self._core.insert(numbers[rows], given[rows], threads, part, names, worth)
                 )
-            if last < n or before + n in _RETRAIN_AT:
+            if last < n or before + n in learning.RETRAIN_AT:
                 self.retrain()
-        if not cuts and before < _CALIBRATE_FROM <= before + n:
+        if not cuts and before < learning.CALIBRATE_FROM <= before + n:
             self.calibrate()
         return replaced
 
@@ -515,24 +472,20 @@ class Index:
 
     def retrain(self, *, code_bytes: int | None = None, seed: int = 0, rows: int = 2**16) -> None:
         """Train the quantizer anew on what is in the index now, and encode every vector."""
-        live = self.ids()
-        if len(live) > rows:
-            live = np.sort(np.random.default_rng(seed).choice(live, rows, replace=False))
+        live = learning.some(self.ids(), rows, seed)
         self._learn(self._present(live), code_bytes, seed)
-        if len(live) >= _CALIBRATE_FROM:
+        if len(live) >= learning.CALIBRATE_FROM:
             self.calibrate(seed=seed)
 
     def _learn(
         self, vectors: Array, code_bytes: int | None = None, seed: int = 0, rows: int = 2**16
     ) -> None:
         """Train the quantizer on these vectors, or on `rows` of them."""
-        if len(vectors) > rows:
-            chosen = np.random.default_rng(seed).choice(len(vectors), rows, replace=False)
-            vectors = vectors[np.sort(chosen)]
-        working = quantizer.working_space(vectors, self.metric, float(self._core.options.radius))
-        size = code_bytes or quantizer.default_bytes(working.shape[1])
+        sample = learning.some(vectors, rows, seed)
+        radius = float(self._core.options.radius)
+        books = learning.codebooks(sample, self.metric, radius, code_bytes, seed)
         with translated():
-            self._core.retrain(quantizer.train(working, size, seed))
+            self._core.retrain(books)
 
     def trace(self, queries: npt.ArrayLike, L: int, *, seek: bool = False) -> list[Ids]:
         """Give for each query the ids whose edge lists a search follows, in order.
@@ -579,31 +532,14 @@ class Index:
         k = max(1, min(k, len(self) - held_out))
         if queries is None:
             ids = self.ids()
-            count = min(len(ids), max(200, min(1000, len(ids) // 20)))
-            chosen = np.random.default_rng(seed).choice(ids, count, replace=False)
-            queries = self._present(np.sort(chosen)).astype(np.float32)
-        lists = [4 * k, 8 * k]
+            count = max(200, min(1000, len(ids) // 20))
+            queries = self._present(learning.some(ids, count, seed)).astype(np.float32)
 
         def search(L: int, margin: float) -> Ids:
             found = self.search(queries, k + held_out, L=L + held_out, margin=margin)[0]
             return np.asarray(found[:, held_out:])
 
-        full = {L: search(L, 0.0) for L in lists}
-
-        def lost(margin: float) -> float:
-            """The larger of the losses at all lengths."""
-            worst = 0.0
-            for L in lists:
-                found = search(L, margin)
-                same = np.mean([np.isin(f, g).mean() for f, g in zip(full[L], found, strict=True)])
-                worst = max(worst, 1.0 - float(same))
-            return worst
-
-        low, high = 0.5, 1.0  # the loss grows with the margin
-        while high - low > 0.002:
-            middle = (low + high) / 2
-            low, high = (middle, high) if lost(middle) <= loss else (low, middle)
-        best = low if low > 0.5 else 0.0
+        best = learning.margin(search, [4 * k, 8 * k], loss)
         with translated():
             self._core.margin = best
             self._core.checkpoint()
@@ -611,7 +547,7 @@ class Index:
 
     def calibrate_if_many(self, **options: Any) -> None:
         """Calibrate a new index; with too few vectors to learn from, every candidate's is read."""
-        if len(self) >= _CALIBRATE_FROM:
+        if len(self) >= learning.CALIBRATE_FROM:
             self.calibrate(**options)
         else:
             with translated():
@@ -735,3 +671,13 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return stat.st_ino, stat.st_mtime_ns
+
+
+def _log_stamp(path: Path) -> list[tuple[str, int, int]]:
+    """What tells a log from the same after another write."""
+    found = []
+    for segment in sorted((path / "wal").glob("*")):
+        with suppress(FileNotFoundError):
+            stat = segment.stat()
+            found.append((segment.name, stat.st_size, stat.st_mtime_ns))
+    return found

@@ -248,21 +248,13 @@ class Cluster:
             ShardLost: Without `partial`; it names them.
             UserError: Wrong dimension, NaN, k beyond what is there.
         """
-        given = np.asarray(queries, dtype=np.float32)
-        alone = given.ndim == 1
-        given = np.ascontiguousarray(given[None] if alone else given)
-        checks.check_rows(given, self.dim, "queries")
-        if self.metric == "cosine":
-            checks.check_lengths(given, "queries")
-        if k < 1:
-            raise UserError(f"k {k}: use 1 or more")
-        if L is not None and L < k:
-            raise UserError(f"L {L}: use {k}, which is k, or more")
+        given, alone = checks.query_rows(queries, self.dim, self.metric)
+        checks.check_k(k, L)
         core_filters(filter, len(given))
         options = {"filter": filter, "threads": threads}
         answers = self._shards.ask(
             "search",
-            lambda number: (given, k, L or max(2 * k, 40), options),
+            lambda number: (given, k, L or checks.default_list(k), options),
             partial=partial,
             timeout_s=timeout_s,
         )
@@ -297,10 +289,7 @@ class Cluster:
             UserError: Wrong dimension, NaN, a zero vector with cosine, duplicate ids.
             NoSpace: A shard's disk is full; the other shards' vectors are in.
         """
-        given = np.asarray(vectors)
-        given = given[None] if given.ndim == 1 else given
-        given = checks.checked_vectors(given, self.dtype.name, self.metric, self.dim)
-        numbers = checks.unique_ids(ids, len(given))
+        numbers, given = checks.changes(ids, vectors, self.dtype.name, self.metric, self.dim)
         starts, flat = label_rows(labels, len(given))
         numeric = value_rows(values, len(given))
         parts = routing.rows_by_shard(numbers, self.shards)
