@@ -188,6 +188,8 @@ class Index {
   // Reads everything and compares.
   VerifyReport verify();
   Stats stats();
+  // Ends what other threads have under way, at the next vector, query or portion, with
+  // Error(closed), waits for that, and makes all that was done durable. Not from a callback.
   void close();
 
   const IndexOptions& options() const { return store_->options; }
@@ -197,6 +199,29 @@ class Index {
   friend class Compaction;
   struct Plan;  // an insert between its search and its commit
   class LaneLease;
+
+  // A call under way, for which close() waits.
+  class Use {
+   public:
+    Use(Index& index, bool writing) : index_(index) {
+      index_.users_.fetch_add(1);
+      try {
+        index_.require_open(writing);
+      } catch (...) {
+        leave();
+        throw;
+      }
+    }
+    ~Use() { leave(); }
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+
+   private:
+    void leave() {
+      if (index_.users_.fetch_sub(1) == 1) index_.users_.notify_all();
+    }
+    Index& index_;
+  };
 
   LaneLease lane();
   NodeId node_of(std::uint64_t id);
@@ -260,7 +285,8 @@ class Index {
   std::unique_ptr<Wal> wal_;
   IdMap id_map_;
   int lock_fd_ = -1;
-  bool closed_ = false;
+  std::atomic<bool> closed_{false};
+  std::atomic<std::uint32_t> users_{0};
 
   std::mutex compact_;     // one compaction at a time; before all others
   std::mutex commit_;      // the in-memory part of every change

@@ -37,7 +37,7 @@ Compaction::Compaction(Index& index, const Progress& progress, std::size_t windo
 }
 
 void Index::compact(const Progress& progress, std::size_t window) {
-  require_open(true);
+  const Use use(*this, true);
   std::unique_lock one(compact_, std::try_to_lock);
   if (!one) throw Error(ErrorKind::bad_input, "this index is being compacted already: wait for it");
   Compaction(*this, progress, window).run();
@@ -61,6 +61,7 @@ void Compaction::run() {
 void Compaction::report(std::size_t phase, std::size_t done) {
   const std::size_t rows = std::max<std::size_t>(1, rows_);
   reported_ = std::max(reported_, phase * rows + std::min(done, rows));
+  index_.require_open(true);
   if (progress_ && !progress_(reported_, 3 * rows)) {
     throw Error(ErrorKind::closed, "the compaction was stopped; what it has done stays");
   }

@@ -36,7 +36,7 @@ std::vector<std::size_t> nearest_to(const Quantized& q, NodeId id,
 }  // namespace
 
 std::size_t Index::remove(const std::uint64_t* ids, std::size_t n) {
-  require_open(true);
+  const Use use(*this, true);
   Store& s = *store_;
   std::vector<NodeId> gone;
   for (std::size_t i = 0; i < n; ++i) {

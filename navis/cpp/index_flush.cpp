@@ -236,12 +236,12 @@ void Index::maintain() {
 }
 
 void Index::flush() {
-  require_open(true);
+  const Use use(*this, true);
   wal_->flush();
 }
 
 void Index::checkpoint() {
-  require_open(true);
+  const Use use(*this, true);
   std::lock_guard one(checkpoint_);
   take_checkpoint();
 }
@@ -294,7 +294,7 @@ void Index::finish_checkpoint(std::uint64_t begin_lsn, std::mutex& commit,
 
 // Codes of every vector by another quantizer; writers wait, readers go on with the old codes.
 void Index::retrain(const ProductQuantizer& quantizer) {
-  require_open(true);
+  const Use use(*this, true);
   Store& s = *store_;
   if (quantizer.dim() != s.space.dim()) {
     throw Error(ErrorKind::bad_input, "the quantizer has another dimension than the index");

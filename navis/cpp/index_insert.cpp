@@ -343,13 +343,14 @@ void Index::absorb(Traversal& t) {
 
 std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::size_t n,
                           std::size_t threads, const AttributeRows& attributes) {
-  require_open(true);
+  const Use use(*this, true);
   attributes.check(n);
   require_budget();
   warm();
   Store& s = *store_;
   const std::size_t raw_bytes = s.space.raw_bytes();
   std::atomic<std::size_t> next{0}, replaced{0};
+  std::atomic<bool> cut{false};
   auto work = [&] {
     auto lease = lane();
     std::vector<float> working(s.space.dim());
@@ -360,6 +361,10 @@ std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::s
         [&](Traversal& t) {
           const std::size_t i = next.fetch_add(1);
           if (i >= n) return false;
+          if (closed_) {
+            cut = true;
+            return false;
+          }
           job[t.slot] = i;
           s.space.stored(raw + i * raw_bytes, working.data());
           t.begin(working.data(), 10, s.options.insert_list, Rerank{10, 0.85F},
@@ -378,6 +383,7 @@ std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::s
         });
   };
   run_threads(std::min(threads, n), work);
+  if (cut) require_open(true);
   wal_->commit(wal_->next_lsn() - 1);
   return replaced;
 }

@@ -44,7 +44,7 @@ std::vector<std::uint64_t> Index::ids() {
 }
 
 void Index::get(const std::uint64_t* ids, std::size_t n, std::byte* raw) {
-  require_open(false);
+  const Use use(*this, false);
   Store& s = *store_;
   const std::size_t raw_bytes = s.space.raw_bytes();
   const auto guard = s.epochs.enter_guard();
@@ -55,7 +55,7 @@ void Index::get(const std::uint64_t* ids, std::size_t n, std::byte* raw) {
 
 std::vector<std::vector<std::uint64_t>> Index::trace(const float* queries, std::size_t n,
                                                      std::size_t list, bool seek) {
-  require_open(false);
+  const Use use(*this, false);
   Store& s = *store_;
   std::vector<std::vector<std::uint64_t>> paths(n);
   auto lease = lane();
@@ -78,7 +78,7 @@ std::vector<std::vector<std::uint64_t>> Index::trace(const float* queries, std::
 }
 
 std::vector<std::vector<std::uint64_t>> Index::neighbours(const std::uint64_t* ids, std::size_t n) {
-  require_open(false);
+  const Use use(*this, false);
   Store& s = *store_;
   std::vector<std::vector<std::uint64_t>> lists(n);
   shorthaul::uring::Buffer buffer(s.format.unit_bytes());
@@ -106,7 +106,7 @@ std::vector<std::vector<std::uint64_t>> Index::neighbours(const std::uint64_t* i
 
 void Index::attributes(const std::uint64_t* ids, std::size_t n, std::vector<std::uint32_t>& labels,
                        std::vector<std::uint64_t>& counts, double* values) {
-  require_open(false);
+  const Use use(*this, false);
   const Attributes& attributes = store_->attributes;
   std::lock_guard lock(commit_);  // a replacement in between must not mix two vectors' attributes
   for (std::size_t i = 0; i < n; ++i) {
@@ -119,7 +119,7 @@ void Index::attributes(const std::uint64_t* ids, std::size_t n, std::vector<std:
 }
 
 Stats Index::stats() {
-  require_open(false);
+  const Use use(*this, false);
   Store& s = *store_;
   std::lock_guard lock(commit_);
   Stats stats;

@@ -88,8 +88,8 @@ Index::~Index() {
 
 // What was acknowledged is in the log; closing makes it durable and gives the lock back.
 void Index::close() {
-  if (closed_) return;
-  closed_ = true;
+  if (closed_.exchange(true)) return;
+  for (std::uint32_t users = users_; users != 0; users = users_) users_.wait(users);
   std::exception_ptr failure;
   try {
     if (wal_) {

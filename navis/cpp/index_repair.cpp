@@ -74,7 +74,7 @@ std::vector<NodeId> neighbours_for(const Store& s, const Traversal& t, NodeId no
 // Selective layout: a lost list is the cache's, if it is there, or found anew by the vector.
 // Packed: the vector is lost with it.
 RepairReport Index::repair() {
-  require_open(true);
+  const Use use(*this, true);
   Store& s = *store_;
   RepairReport report;
   auto lease = lane();

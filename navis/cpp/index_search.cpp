@@ -23,7 +23,7 @@ struct Job {
 
 void Index::search(const float* queries, std::size_t n, const SearchOptions& options,
                    std::uint64_t* ids, float* distances, float* micros) {
-  require_open(false);
+  const Use use(*this, false);
   Store& s = *store_;
   warm();
   Rerank rerank = options.rerank;
@@ -41,6 +41,7 @@ void Index::search(const float* queries, std::size_t n, const SearchOptions& opt
   if (filters.size() == 1) make_plan(0, n);
 
   std::atomic<std::size_t> next{0};
+  std::atomic<bool> cut{false};
   auto work = [&] {
     auto lease = lane();
     std::vector<float> working(s.space.dim());
@@ -65,6 +66,10 @@ void Index::search(const float* queries, std::size_t n, const SearchOptions& opt
           }
           const std::size_t i = next.fetch_add(1);
           if (i >= n) return false;
+          if (closed_) {
+            cut = true;
+            return false;
+          }
           if (plans.size() > 1) make_plan(i, 1);
           const bool scan = !plans.empty() && plans[plans.size() > 1 ? i : 0]->scans();
           if (scan) s.counters.filter_scans.fetch_add(1, std::memory_order_relaxed);
@@ -85,12 +90,17 @@ void Index::search(const float* queries, std::size_t n, const SearchOptions& opt
           }
           const std::size_t wanted =
               plans.empty() ? std::min<std::size_t>(options.k, s.live.load()) : options.k;
+          const bool overtaken = count < std::min<std::size_t>(options.k, t.nearest().size());
           if ((count < wanted || !t.conclusive()) && !job.scan) {
             // Deletes may cut a node off until compaction. From some length on a scan costs less.
             job.list *= 2;
             job.scan = !plans.empty() || job.list > s.rows.load() / 64;
             if (job.scan) job.list = options.list;
             if (job.scan) s.counters.exhaustive_searches.fetch_add(1, std::memory_order_relaxed);
+            again.push_back(job);
+            return;
+          }
+          if (count < wanted && overtaken) {  // by deletes, even while it scanned
             again.push_back(job);
             return;
           }
@@ -105,6 +115,7 @@ void Index::search(const float* queries, std::size_t n, const SearchOptions& opt
         });
   };
   run_threads(std::min<std::size_t>(options.threads, n), work);
+  if (cut) require_open(false);
 }
 
 }  // namespace navis

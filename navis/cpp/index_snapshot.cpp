@@ -78,7 +78,7 @@ void copy_file(const std::filesystem::path& from, const std::filesystem::path& t
 // that the copier reads while they change are of younger nodes, which the copied log holds or the
 // copy does not know.
 void Index::snapshot(const std::filesystem::path& folder, const Progress& progress) {
-  require_open(true);
+  const Use use(*this, true);
   const auto target = std::filesystem::absolute(folder).lexically_normal();
   const auto name = target.filename().empty() ? target.parent_path() : target;
   if (std::filesystem::exists(name)) {

@@ -94,7 +94,7 @@ std::vector<NodeId> lost_entrances(const Entrance& entrance) {
 }
 
 VerifyReport Index::verify() {
-  require_open(false);
+  const Use use(*this, false);
   Store& s = *store_;
   VerifyReport report;
   auto fault = [&](std::string text) {

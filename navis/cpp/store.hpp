@@ -17,6 +17,7 @@
 #include "page.hpp"
 #include "pending.hpp"
 #include "quantized.hpp"
+#include "shared_slot.hpp"
 #include "shorthaul/uring.hpp"
 #include "units.hpp"
 #include "vector_slots.hpp"
@@ -129,7 +130,7 @@ struct Store {
   std::size_t table_bytes() const;
 
  private:
-  std::atomic<std::shared_ptr<Quantized>> quantized_;
+  SharedSlot<Quantized> quantized_;
   std::size_t slotted_ = 0;  // rows whose vector_slot has been set
 };
 

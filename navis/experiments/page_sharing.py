@@ -42,14 +42,13 @@ def _grown(store: Store, of: Set, count: int, steps: int, base: Path) -> list[di
             found.append(
                 {**_look(index, of, stop - at), "absorbed": made["counts"]["absorbed_lists"]}
             )
-        if hasattr(index, "compact"):
-            index.compact()
-            found.append({**_look(index, of, count), "compacted": True})
+        index.compact()
+        found.append({**_look(index, of, count), "compacted": True})
     return found
 
 
 def run(context: Context) -> Summary:
-    """Each set: build, then a quarter more in steps, then compaction where the engine has it."""
+    """Each set: build, then a quarter more in steps, then compaction."""
     s, store = context.settings, Store(context)
     metrics: dict[str, Any] = {}
     figures, rows = [], []

@@ -270,6 +270,38 @@ def test_a_reader_beside_a_writer_is_right_or_says_it_is_stale(
             assert np.array_equal(found(again, queries, 10), found(writer, queries, 10))
 
 
+def test_closing_ends_what_other_threads_have_under_way(tmp_path: Path, base: Any) -> None:
+    index = navis.Index.build(tmp_path / "ix", base[:1000])
+    ends: list[BaseException] = []
+    running = threading.Barrier(4)
+
+    def until_closed(call: Any) -> None:
+        try:
+            call()
+            running.wait()
+            while True:
+                call()
+        except BaseException as error:
+            ends.append(error)
+
+    calls = [
+        lambda: index.insert(np.arange(900, 1400), base[900:1400]),
+        lambda: index.search(base, 10),
+        lambda: index.compact(),
+    ]
+    threads = [threading.Thread(target=until_closed, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    running.wait()
+    index.close()
+    for thread in threads:
+        thread.join()
+    assert [type(end) for end in ends] == [Closed] * 3
+    with navis.Index.open(tmp_path / "ix") as again:
+        assert again.verify()["faults"] == []
+        assert len(again) == 1400
+
+
 def test_a_reader_whose_log_a_writer_cuts_meanwhile_reads_again(
     tmp_path: Path, base: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

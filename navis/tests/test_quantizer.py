@@ -16,7 +16,7 @@ from navis.datasets.synthetic import clustered
 
 def test_default_codes_waste_no_byte() -> None:
     assert [quantizer.default_bytes(d) for d in (1, 48, 128, 384, 768, 1536, 3072)] == [
-        *(1, 12, 32, 64, 128, 256, 256)
+        *(1, 12, 32, 77, 154, 256, 256)
     ]
     for dim in range(1, 3100):
         size = quantizer.default_bytes(dim)

@@ -355,3 +355,42 @@ TEST_CASE("searching, inserting, deleting and checkpointing at the same time") {
     CHECK(index.stats().live == 2400 - 32);
   }
 }
+
+TEST_CASE("closing ends what other threads do at the same time, and loses nothing acknowledged") {
+  const Data data = clustered(3000, 24), queries = clustered(50, 24, 11);
+  for (const Layout layout : kLayouts) {
+    Folder folder;
+    build(folder.path / "x", data, 800, layout);
+    auto index = std::make_unique<Index>(folder.path / "x", small_session());
+    std::atomic<std::size_t> acknowledged{800}, closed{0}, begun{0};
+    {
+      std::vector<std::jthread> threads;
+      const auto until_closed = [&](auto&& call) {
+        threads.emplace_back([&, call] {
+          try {
+            for (std::size_t round = 0;; ++round) {
+              call(round);
+              ++begun;
+            }
+          } catch (const Error& error) {
+            closed += error.kind() == ErrorKind::closed;
+          }
+        });
+      };
+      until_closed([&](std::size_t round) {
+        const auto ids = ids_of(20, 800 + round * 20 % 2200);
+        index->insert(ids.data(), data.raw(800 + round * 20 % 2200), 20, 1);
+        acknowledged = std::max<std::size_t>(acknowledged, 820 + round * 20 % 2200);
+      });
+      until_closed([&](std::size_t) { search(*index, queries, 10, 40); });
+      until_closed([&](std::size_t) { index->compact(); });
+      until_closed([&](std::size_t) { index->stats(); });
+      while (begun < 40) std::this_thread::yield();
+      index->close();
+    }
+    CHECK(closed == 4);
+    index = std::make_unique<Index>(folder.path / "x", small_session());
+    CHECK(index->verify().faults.empty());
+    CHECK(index->live() >= acknowledged);
+  }
+}

@@ -509,7 +509,7 @@ class Index:
         queries: npt.ArrayLike | None = None,
         *,
         k: int = 10,
-        loss: float = 0.0018,
+        loss: float = 0.0012,
         seed: int = 0,
     ) -> float:
         """Set how early re-ranking may stop, so that it costs at most `loss` of recall@k.

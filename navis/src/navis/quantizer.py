@@ -14,12 +14,12 @@ _TRAIN_ROWS = 50 * 256  # faiss asks for 39 or more rows per centroid
 
 
 def default_bytes(dim: int) -> int:
-    """Give the bytes of a code: a quarter of a low dimension, a sixth of a middle one, at most 256.
+    """Give the bytes of a code: a quarter of a low dimension, a fifth of a middle one, at most 256.
 
     With fewer, PQ orders candidates so poorly that re-ranking has to read nearly all of them. It is
     such that every byte stands for some dimensions: of 32 for 129, each part 5 wide, 6 would not.
     """
-    wanted = max(1, dim // 4 if dim <= 256 else min(256, max(64, dim // 6)))
+    wanted = max(1, dim // 4 if dim <= 256 else min(256, max(64, dim // 5)))
     width = max(1, round(dim / wanted))
     if -(-dim // width) > 256:
         width += 1
