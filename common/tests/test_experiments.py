@@ -171,7 +171,10 @@ def test_reproduce_lists_plans_and_runs(
     reproduce(package, root, id="fig_b", dry_run=True, json=Path("-"))
     assert json.loads(capsys.readouterr().out) == {"fig_b": {"n": 2}}
     assert not root.exists()
-    reproduce(package, root, json=tmp_path / "out.json")
+    reproduce(package, root)
+    assert capsys.readouterr().out.startswith("fig_a  smoke")
+    assert not root.exists()
+    reproduce(package, root, id="all", json=tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text()) == {"fig_a": {"n": 1}, "fig_b": {"n": 2}}
     assert latest(root, "toy", "fig_b") is not None
     with pytest.raises(UserError, match="did you mean 'fig_a'"):

@@ -1,6 +1,7 @@
 // The mark of an index closed in good order, kept in its lock file: how far the log then reached. A
 // log that ends earlier has been cut off, or its last segments were not copied; nothing in what is
-// left of it could tell.
+// left of it could tell. An index never closed has one from its first opening on, which says that
+// there is a log.
 #pragma once
 
 #include <cstdint>

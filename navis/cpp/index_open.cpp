@@ -13,6 +13,7 @@
 #include "closed_mark.hpp"
 #include "index.hpp"
 #include "index_detail.hpp"
+#include "wal_format.hpp"
 
 namespace navis {
 
@@ -31,7 +32,9 @@ Index::Index(const std::filesystem::path& folder, const OpenOptions& session)
       ::close(lock_fd_);
       lock_fd_ = -1;
       throw Error(ErrorKind::bad_input,
-                  folder.string() + " is open for writing in another process; open it readonly");
+                  folder.string() +
+                      " is open for writing already, here or in another process: close it there, "
+                      "or open it readonly");
     }
   }
   try {
@@ -42,6 +45,10 @@ Index::Index(const std::filesystem::path& folder, const OpenOptions& session)
     margin_ = s.options.margin;
     // Before the log is read: a writer may be at work while we only read.
     const std::uint64_t closed = read_closed_mark(lock_path);
+    if (closed > 0 && wal::list_segments(folder / "wal").empty()) {
+      throw Error(ErrorKind::corrupt,
+                  (folder / "wal").string() + ": the log is gone, and with it the latest changes");
+    }
     const std::uint64_t from = load_state();
     // Units by what the tables name; the log then moves lists out of them. The state file names
     // no unit that was not durable before it: one behind the file's end has been cut off, and who
@@ -69,6 +76,7 @@ Index::Index(const std::filesystem::path& folder, const OpenOptions& session)
       options.window_s = session.window_s;
       options.direct = session.direct;
       wal_ = std::make_unique<Wal>(folder / "wal", next_lsn_, options);
+      if (closed == 0) write_closed_mark(lock_fd_, from);  // from here on there is a log
     }
   } catch (const std::system_error& error) {
     if (lock_fd_ >= 0) ::close(lock_fd_);

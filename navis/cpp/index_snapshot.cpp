@@ -84,6 +84,11 @@ void Index::snapshot(const std::filesystem::path& folder, const Progress& progre
   if (std::filesystem::exists(name)) {
     throw Error(ErrorKind::bad_input, name.string() + " exists: name a new folder");
   }
+  const auto own = std::filesystem::canonical(store_->folder);
+  const auto above = std::filesystem::weakly_canonical(name.parent_path());
+  if (std::mismatch(own.begin(), own.end(), above.begin(), above.end()).first == own.end()) {
+    throw Error(ErrorKind::bad_input, name.string() + " is inside of the index: name another");
+  }
   if (!std::filesystem::is_directory(name.parent_path())) {
     throw Error(ErrorKind::bad_input, name.parent_path().string() + ": there is no such folder");
   }

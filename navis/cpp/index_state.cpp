@@ -49,6 +49,10 @@ Meta meta_of(const Store& s) {
 IndexOptions read_options(const std::filesystem::path& folder) {
   const auto file = folder / "state.nav";
   if (!std::filesystem::exists(file)) {
+    if (std::filesystem::exists(folder / "edges.dat") ||
+        std::filesystem::exists(folder / "records.dat")) {
+      damaged(file, "the file is gone");
+    }
     throw Error(ErrorKind::bad_input,
                 folder.string() + " is not a navis index (no state.nav); navis build makes one");
   }

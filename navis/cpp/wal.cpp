@@ -49,7 +49,7 @@ struct Wal::Impl {
   void write(const Batch& batch);
   std::uint64_t lead(Lock& lock, bool sync, bool rotate);
   void sync_segment(wal::SegmentWriter& segment);
-  void open_segment(std::uint64_t first_lsn);
+  void open_segment(std::uint64_t first_lsn, posix::Open how = posix::Open::create_new);
   void sync_in_background();
   void close();
 
@@ -97,6 +97,7 @@ Wal::Impl::Impl(std::filesystem::path folder_given, std::uint64_t next, WalOptio
     posix::sync_folder(folder.parent_path());
   }
   if (error) posix::throw_errno(error.value(), "cannot create", folder);
+  auto how = posix::Open::create_new;
   for (auto& segment : wal::list_segments(folder)) {
     if (segment.first_lsn < next) {
       segments.push_back(std::move(segment));
@@ -111,8 +112,7 @@ Wal::Impl::Impl(std::filesystem::path folder_given, std::uint64_t next, WalOptio
                                             " on: the log cannot continue at " +
                                             std::to_string(next));
     }
-    std::filesystem::remove(segment.path, error);
-    if (error) posix::throw_errno(error.value(), "cannot remove", segment.path);
+    how = posix::Open::replace;  // never without a segment: that is how a lost log is told
   }
   // A run that was killed may have left records that are written but not durable, and those to come
   // will say that all before them is.
@@ -120,7 +120,7 @@ Wal::Impl::Impl(std::filesystem::path folder_given, std::uint64_t next, WalOptio
   // Room for the block that take_batch carries over, so that it cannot throw.
   filling.reserve(kPageBytes);
   writing.reserve(kPageBytes);
-  open_segment(next);
+  open_segment(next, how);
   if (options.durability == Durability::group) {
     syncer = std::thread([this] { sync_in_background(); });
   }
@@ -151,8 +151,8 @@ void Wal::Impl::throw_if_failed() const {
   if (failure) throw Error(failure->kind(), failure->what());
 }
 
-void Wal::Impl::open_segment(std::uint64_t first_lsn) {
-  auto fresh = std::make_shared<wal::SegmentWriter>(folder, first_lsn, options.direct);
+void Wal::Impl::open_segment(std::uint64_t first_lsn, posix::Open how) {
+  auto fresh = std::make_shared<wal::SegmentWriter>(folder, first_lsn, options.direct, how);
   const Lock lock(mutex);
   current = std::move(fresh);
   segments.push_back({first_lsn, current->path(), kPageBytes});

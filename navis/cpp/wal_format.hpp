@@ -58,7 +58,9 @@ std::string segment_name(std::uint64_t first_lsn);
 class SegmentWriter {
  public:
   // A durable file with a durable header before it has a record; nothing if that fails.
-  SegmentWriter(const std::filesystem::path& folder, std::uint64_t first_lsn, bool direct);
+  // `how`: create_new, or replace one that is there.
+  SegmentWriter(const std::filesystem::path& folder, std::uint64_t first_lsn, bool direct,
+                posix::Open how);
 
   // Writes whole blocks, and zeros behind them, up to `limit`, if they pass what the file has.
   void write(std::uint64_t offset, posix::AlignedBuffer& blocks, std::uint64_t limit);

@@ -74,8 +74,8 @@ std::string segment_name(std::uint64_t first_lsn) {
 }
 
 SegmentWriter::SegmentWriter(const std::filesystem::path& folder, std::uint64_t first_lsn,
-                             bool direct)
-    : file_(folder / segment_name(first_lsn), posix::Open::create_new, direct) {
+                             bool direct, posix::Open how)
+    : file_(folder / segment_name(first_lsn), how, direct) {
   try {
     posix::AlignedBuffer block;
     block.append_zeros(kPageBytes);
@@ -91,7 +91,7 @@ SegmentWriter::SegmentWriter(const std::filesystem::path& folder, std::uint64_t 
     posix::sync_folder(folder);
   } catch (...) {
     std::error_code ignored;
-    std::filesystem::remove(path(), ignored);
+    if (how == posix::Open::create_new) std::filesystem::remove(path(), ignored);
     throw;
   }
 }

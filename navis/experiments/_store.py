@@ -155,9 +155,16 @@ class Store:
 
     # ------------------------------------------------------------------ indexes
 
-    def index(self, of: Set, rows: int | None = None, **build: Any) -> Path:
-        """Give the folder of an index of the base (or the first `rows` rows); never change it."""
+    def index(
+        self, of: Set, rows: int | None = None, for_budget: int | None = None, **build: Any
+    ) -> Path:
+        """Give the folder of an index of the base (or the first `rows` rows); never change it.
+
+        It is built whole, with the codes that `Index.build` would choose for the budget given.
+        """
         n = len(of.base) if rows is None else rows
+        if for_budget is not None:
+            build = {"code_bytes": quantizer.fitting_bytes(of.dim, n, for_budget), **build}
         key = {**of.key, "built": n, "engine": engine(), **build}
 
         def make(folder: Path) -> None:

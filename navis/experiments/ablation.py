@@ -33,7 +33,7 @@ def _step(store: Store, of: Set, layout: str, session: dict[str, Any], s: dict[s
     """Searches, inserts and searches again on a fresh copy."""
     at, count = len(of.base), s["inserts"]
     with (
-        store.copy(store.index(of, layout=layout)) as copy,
+        store.copy(store.index(of, for_budget=session["memory_budget"], layout=layout)) as copy,
         Index.open(copy, **session) as index,
     ):
         searched(index, of.queries, L=s["L"])  # fills what is to be filled

@@ -32,7 +32,7 @@ def _tuned(store: Store, of: Set, layout: str, session: dict[str, Any], s: dict[
     if len(choices) == 1:
         return choices[0], {}
     at = len(of.base)
-    base = store.index(of, layout=_LAYOUTS[layout][0])
+    base = store.index(of, for_budget=session["memory_budget"], layout=_LAYOUTS[layout][0])
     with store.copy(base) as copy:
         for beam, in_flight in choices * 2:
             try:
@@ -54,7 +54,7 @@ def _round(
 ) -> dict[str, Any]:
     """On a fresh copy: inserts alone, searches alone, one thread of each, then recall."""
     at, alone, both = len(of.base), s["inserts"], s["inserts_beside"]
-    base = store.index(of, layout=_LAYOUTS[layout][0])
+    base = store.index(of, for_budget=session["memory_budget"], layout=_LAYOUTS[layout][0])
     with store.copy(base) as copy, Index.open(copy, **session) as index:
         searched(index, of.queries, L=s["L"])  # the cache is as full as it will be
         insert = inserted(index, at, of.rows(at, at + alone))

@@ -59,6 +59,21 @@ def test_from_a_file_to_recall(files: Path, capsys: pytest.CaptureFixture[str]) 
         (["search", "ixs", "q.fbin", "--k", "5000"], "holds 1000"),
         (["insert", "ixs", "q.fbin", "--start", "99999"], "99999"),
         (["delete", "ixs", "a-b"], "ids"),
+        (["delete", "ixs", "18446744073709551615"], "too large"),
+        (["delete", "ixs", "0-18446744073709551614"], "more than"),
+        (["delete", "ixs", "floats.npy"], "whole numbers"),
+        (["delete", "ixs", "none.npy"], "no such file"),
+        (["insert", "ixs", "q.fbin", "--first-id", "-1"], "--first-id -1"),
+        (["insert", "ixs", "q.fbin", "--first-id", "18446744073709551615"], "--first-id"),
+        (["search", "ixs", "q.fbin", "--L", "99999999999999999999"], "99999999999999999999"),
+        (["search", "ixs", "q.fbin", "--out", "ixs"], "--out ixs is a folder"),
+        (["gt", "base.fbin", "q.fbin", "ixs"], "is a folder"),
+        (["gt", "base.fbin", "q.fbin", "t.bin", "--k", "1001"], "--k 1001"),
+        (["build", "base.fbin", "ix", "--count", "0"], "no rows"),
+        (["build", "base.fbin", "ix", "--code-bytes", "0"], "code_bytes 0"),
+        (["build", "base.fbin", "ix", "--build-list", "0"], "build_list 0"),
+        (["build", "base.fbin", "ix", "--beam", "0"], "beam 0"),
+        (["build", "base.fbin", "ix", "--threads", "100000"], "threads 100000"),
         (["verify", "."], "not a navis index"),
         (["sarch"], "search"),
     ],
@@ -73,6 +88,7 @@ def test_bad_input_is_one_line_and_exit_2(
 ) -> None:
     monkeypatch.chdir(files)
     write_vectors(files / "bad.fbin", base[:5, :7])
+    np.save(files / "floats.npy", np.array([1.5, 2.0]))
     if "ixs" in words:
         assert run("build", "base.fbin", "ixs") == 0
     capsys.readouterr()
@@ -80,6 +96,7 @@ def test_bad_input_is_one_line_and_exit_2(
     error = capsys.readouterr().err.strip()
     assert says in error
     assert len(error.splitlines()) == 1
+    assert not (files / "ix").exists()
 
 
 def test_verify_says_which_file_is_damaged(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +124,6 @@ def test_ids_are_read_from_files_and_ranges(tmp_path: Path) -> None:
 
     np.save(tmp_path / "ids.npy", np.array([3, 4]))
     (tmp_path / "ids.txt").write_text("1\n2\n")
-    assert id_list("1,5-7") == [1, 5, 6, 7]
-    assert id_list(str(tmp_path / "ids.npy")) == [3, 4]
-    assert id_list(str(tmp_path / "ids.txt")) == [1, 2]
+    assert id_list("1,5-7").tolist() == [1, 5, 6, 7]
+    assert id_list(str(tmp_path / "ids.npy")).tolist() == [3, 4]
+    assert id_list(str(tmp_path / "ids.txt")).tolist() == [1, 2]

@@ -25,6 +25,13 @@ def test_default_codes_waste_no_byte() -> None:
         assert size >= min(dim // 6, 200)
 
 
+def test_codes_leave_a_tight_budget_to_the_cache() -> None:
+    assert quantizer.fitting_bytes(768, 60_000, None) == 154
+    assert quantizer.fitting_bytes(768, 60_000, 64 << 20) == 154
+    assert quantizer.fitting_bytes(768, 60_000, 18_432_000) == 128
+    assert quantizer.fitting_bytes(128, 60_000, 1 << 20) == 32
+
+
 @pytest.mark.parametrize(("dim", "size"), [(129, 32), (49, 12), (33, 32), (40, 8), (7, 7)])
 @pytest.mark.parametrize("at_once", [1, 25, 10**6])
 def test_training_in_parts_gives_codes_of_any_size(dim: int, size: int, at_once: int) -> None:

@@ -123,7 +123,7 @@ def _dispatch(prog: str, version: str, about: str, commands: Commands, argv: lis
         raise UserError(f"--threads {threads}: at least 1")
     if getattr(command, "seed", 0) < 0:
         raise UserError(f"--seed {command.seed}: use 0 or more")
-    _check_output(getattr(command, "json", None))
+    check_output(getattr(command, "json", None), "--json")
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:  # it read the variable when it was imported
         sys.modules["torch"].set_num_threads(threads)
@@ -166,17 +166,17 @@ def _parse(command: Any, prog: str, argv: list[str]) -> Any:
     return parsed
 
 
-def _check_output(path: Path | None) -> None:
-    """Refuse a --json that cannot be written before hours of work, not after."""
+def check_output(path: Path | None, flag: str) -> None:
+    """Refuse a file that cannot be written before hours of work, not after (UserError)."""
     if path is None or str(path) == "-":
         return
     folder = path.parent
     if not folder.is_dir():
-        raise UserError(f"--json {path}: there is no folder {folder}: make it first")
+        raise UserError(f"{flag} {path}: there is no folder {folder}: make it first")
     if path.is_dir():
-        raise UserError(f"--json {path} is a folder: name a file")
+        raise UserError(f"{flag} {path} is a folder: name a file")
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--json {path}: no permission to write in {folder}")
+        raise UserError(f"{flag} {path}: no permission to write in {folder}")
 
 
 # What tyro says, whole or from inside its box (drawn or, on a plain terminal, blank), in our words.

@@ -27,8 +27,8 @@ class Check:
     required: bool = False
 
 
-def common() -> list[Check]:
-    """Look at what every artifact uses."""
+def common(torch: bool = True) -> list[Check]:
+    """Look at what every artifact uses; `torch` says whether nothing works without it."""
     found = machine.describe()
     memory = found["memory_bytes"] / 2**30
     free = shutil.disk_usage(".").free / 2**30
@@ -40,7 +40,7 @@ def common() -> list[Check]:
         Check("processor", True, f"{found['cores']} cores, {found['cpu']}"),
         Check("memory", memory >= 4, f"{memory:.1f} GiB", "scale small wants 4 GiB"),
         Check("disk", free >= 5, f"{free:.1f} GiB free here", "scale small wants 5 GiB"),
-        *_torch(),
+        *_torch(torch),
         _program("compiler", [os.environ.get("CXX", "c++"), "g++", "clang++"], "g++"),
         _program("git", ["git"], "git"),
         Check(
@@ -62,12 +62,18 @@ def _io_uring() -> Check:
     return Check("io_uring", not reason, reason or "granted", fix)
 
 
-def _torch() -> list[Check]:
+def _torch(required: bool) -> list[Check]:
     fix = "needed only for runs on a GPU"
     try:
-        found = Check("torch", True, importlib.metadata.version("torch"), required=True)
+        found = Check("torch", True, importlib.metadata.version("torch"), required=required)
     except importlib.metadata.PackageNotFoundError:
-        lack = Check("torch", False, "not installed", "pip install torch", required=True)
+        lack = Check(
+            "torch",
+            False,
+            "not installed",
+            "pip install -c constraints.txt torch",
+            required=required,
+        )
         return [lack, Check("cuda", False, "torch is not installed", fix)]
     if machine.gpu() is None:  # asked before torch, whose import takes seconds
         return [found, Check("cuda", False, "nvidia-smi finds no GPU", fix)]

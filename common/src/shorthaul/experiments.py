@@ -251,8 +251,8 @@ class Reproduce(cli.Common):
     artifact: ClassVar[str]
     package: ClassVar[str]
 
-    id: tyro.conf.Positional[str] = "all"
-    """Experiment, or all."""
+    id: tyro.conf.Positional[str | None] = None
+    """Experiment, or all; without one they are listed."""
     scale: str = "smoke"
     """smoke, small or paper."""
     list: bool = False
@@ -267,7 +267,7 @@ class Reproduce(cli.Common):
     def run(self) -> None:
         """List, plan or run."""
         chosen = registry(self.package)
-        if self.list:
+        if self.list or self.id is None:
             listed = {e.id: {"title": e.title, "minutes": e.minutes} for e in chosen.values()}
             cli.emit(listed, self.json, listing(chosen))
             return

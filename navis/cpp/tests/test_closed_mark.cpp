@@ -63,12 +63,29 @@ TEST_CASE("a log cut off after closing is refused, wherever it was cut") {
   }
 }
 
-TEST_CASE("a log whose last segment is missing after closing is refused") {
+TEST_CASE("a log whose segments are missing is refused, closed in good order or not") {
   const Folder folder;
   const Data data = clustered(320, 16);
   const auto sound = closed_index(folder.path / "sound", data);
+  fs::copy(sound, folder.path / "last", fs::copy_options::recursive);
+  {
+    Index index(folder.path / "last", {});  // makes another segment
+    const auto ids = ids_of(1, 300);
+    index.insert(ids.data(), data.raw(300), 1, 1);
+  }
+  fs::remove(last_segment(folder.path / "last"));
+  CHECK(refusal(folder.path / "last").find("has been cut off") != std::string::npos);
   fs::remove(last_segment(sound));
-  CHECK(refusal(sound).find("has been cut off") != std::string::npos);
+  CHECK(refusal(sound).find("the log is gone") != std::string::npos);
+
+  // One that died in its first session.
+  build(folder.path / "died", data, 300, Layout::selective);
+  Index living(folder.path / "died", {});
+  const auto ids = ids_of(20, 300);
+  living.insert(ids.data(), data.raw(300), 20, 1);
+  fs::copy(folder.path / "died", folder.path / "copy", fs::copy_options::recursive);
+  fs::remove_all(folder.path / "copy" / "wal");
+  CHECK(refusal(folder.path / "copy").find("the log is gone") != std::string::npos);
 }
 
 TEST_CASE("the mark: none, or a damaged one, asks for nothing") {

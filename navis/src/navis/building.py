@@ -163,7 +163,7 @@ def write(
 
     (n, dim), seed, threads = vectors.shape, build.how.seed, build.how.threads
     space = dim + (build.metric == "inner_product")
-    size = build.code_bytes or quantizer.default_bytes(space)
+    size = build.code_bytes or quantizer.fitting_bytes(space, n, build.memory_budget)
     planned = plan(n, space, build.how.degree, size, build.memory_budget)
     rows = np.arange(n)
     if n > planned.sample:

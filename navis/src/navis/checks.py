@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,34 @@ Floats = npt.NDArray[np.float32]
 
 METRICS = ("l2", "inner_product", "cosine")
 DTYPES = ("float32", "float16", "uint8", "int8")
+LAYOUTS = ("auto", "packed", "selective")
 METHODS = ("automatic", "walk", "scan")
+MOST_THREADS = 256
+LONGEST_LIST = 2**24
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def byte_count(given: int | str | None, what: str) -> int | None:
+    """Read `64MiB`, `2GB` or a number as bytes; None stays None."""
+    if given is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", str(given).strip().lower())
+    if not found or float(found[1]) <= 0:
+        raise UserError(f"{what} {given!r}: write it like 64MiB or 2GB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def whole(what: str, given: Any, low: int, high: int) -> int:
+    """Give a whole number back that is within bounds."""
+    try:
+        number = operator.index(given)
+    except TypeError:
+        number = low - 1
+    if not low <= number <= high:
+        raise UserError(f"{what} {given!r}: use a whole number from {low} to {high}")
+    return number
 
 
 def known(what: str, value: Any, known: tuple[str, ...]) -> str:
@@ -32,7 +61,9 @@ def id_array(ids: npt.ArrayLike) -> Ids:
     """Ids as the engine takes them: (n,) uint64."""
     given = np.atleast_1d(np.asarray(ids))
     if given.dtype.kind not in "iu" and given.size:
-        raise UserError(f"ids of type {given.dtype}: use whole numbers")
+        raise UserError(f"ids of type {given.dtype}: use whole numbers, 0 to 2**64 - 2")
+    if given.ndim != 1:
+        raise UserError(f"ids of shape {given.shape}: give (n,)")
     if given.dtype.kind == "i" and given.size and given.min() < 0:
         raise UserError(f"id {given.min()}: use 0 or more")
     numbers = np.ascontiguousarray(given, dtype=np.uint64).reshape(-1)
@@ -89,7 +120,9 @@ def checked_vectors(vectors: Array, dtype: str, metric: str, dim: int) -> Array:
             if rows.min() < bounds.min or rows.max() > bounds.max or not whole:
                 raise UserError(f"vectors do not fit in {dtype}: store them as float32")
         if rows.dtype != wanted:
-            check_finite(rows.astype(wanted), f"vectors as {dtype}", first_row=first)
+            with np.errstate(over="ignore"):  # which is what is looked for
+                rows = rows.astype(wanted)
+            check_finite(rows, f"vectors as {dtype}", first_row=first)
         if metric == "cosine":
             check_lengths(rows, "vectors", first)
     return np.ascontiguousarray(vectors, dtype=wanted)
@@ -97,7 +130,7 @@ def checked_vectors(vectors: Array, dtype: str, metric: str, dim: int) -> Array:
 
 def query_rows(queries: npt.ArrayLike, dim: int, metric: str) -> tuple[Floats, bool]:
     """Queries as the engine takes them, (n, d) float32, and whether there was one, (d,)."""
-    given = np.asarray(queries, dtype=np.float32)
+    given = _numbers(queries, "queries", np.float32)
     single = given.ndim == 1
     rows = np.ascontiguousarray(given[None] if single else given)
     check_rows(rows, dim, "queries")
@@ -106,12 +139,27 @@ def query_rows(queries: npt.ArrayLike, dim: int, metric: str) -> tuple[Floats, b
     return rows, single
 
 
-def check_k(k: int, L: int | None) -> None:
-    """Refuse a number of neighbours, or a search list, that is too small."""
-    if k < 1:
-        raise UserError(f"k {k}: use 1 or more")
-    if L is not None and L < k:
+def check_search(k: int, L: int | None, threads: int) -> None:
+    """Refuse a number of neighbours, a search list or threads that cannot be used."""
+    whole("k", k, 1, LONGEST_LIST)
+    whole("threads", threads, 1, MOST_THREADS)
+    if L is not None and whole("L", L, 1, LONGEST_LIST) < k:
         raise UserError(f"L {L}: use {k}, which is k, or more")
+
+
+def check_there(k: int, there: int, where: str) -> None:
+    """Refuse more neighbours than there are vectors."""
+    if there == 0:
+        raise UserError(f"k {k}: the {where} is empty; insert vectors first")
+    if k > there:
+        raise UserError(f"k {k}: the {where} holds {there} vectors; use {there} or less")
+
+
+def _numbers(given: npt.ArrayLike, what: str, dtype: Any = None) -> Array:
+    try:
+        return np.asarray(given, dtype=dtype)
+    except (TypeError, ValueError):
+        raise UserError(f"{what}: give rows of numbers, all of one length") from None
 
 
 def default_list(k: int) -> int:
@@ -123,7 +171,7 @@ def changes(
     ids: npt.ArrayLike, vectors: npt.ArrayLike, dtype: str, metric: str, dim: int
 ) -> tuple[Ids, Array]:
     """What an insert is given, as it is stored: ids (n,) and vectors (n, d), which may be (d,)."""
-    given = np.asarray(vectors)
+    given = _numbers(vectors, "vectors")
     given = checked_vectors(given[None] if given.ndim == 1 else given, dtype, metric, dim)
     return unique_ids(ids, len(given)), given
 

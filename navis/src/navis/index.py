@@ -18,13 +18,18 @@ from shorthaul.errors import Fault, UserError
 from navis import building, layouts, learning, tuning
 from navis.checks import (
     DTYPES,
+    LAYOUTS,
+    LONGEST_LIST,
     METHODS,
     METRICS,
+    MOST_THREADS,
     Array,
     Ids,
+    byte_count,
     changes,
-    check_k,
     check_rows,
+    check_search,
+    check_there,
     checked_vectors,
     default_list,
     fresh,
@@ -33,9 +38,11 @@ from navis.checks import (
     query_rows,
     radius_of,
     unique_ids,
+    whole,
 )
 from navis.errors import Stale, translated
 from navis.filters import Filter, LabelsLike, core_filters, label_rows, value_rows
+from navis.session import Durability, Session
 
 Floats = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
@@ -44,7 +51,6 @@ Metric = Literal["l2", "inner_product", "cosine"]
 Dtype = Literal["float32", "float16", "uint8", "int8"]
 LayoutName = Literal["auto", "packed", "selective"]
 FilterMethod = Literal["automatic", "walk", "scan"]
-Durability = Literal["sync", "group", "none"]
 Progress = Callable[[int, int], bool]
 
 _ATTEMPTS = 10  # to open readonly while another process writes
@@ -83,8 +89,7 @@ class Index:
         Its quantizer is trained on what is inserted, at 256 vectors and then at each fourfold
         size up to 16,384.
         """
-        if not 1 <= dim <= 65535:
-            raise UserError(f"dim {dim}: use 1 to 65535")
+        whole("dim", dim, 1, 65535)
         dtype = options.get("dtype", "float32")
         return cls.build(path, np.empty((0, dim), known("dtype", dtype, DTYPES)), **options)
 
@@ -107,7 +112,7 @@ class Index:
         entrance_share: float = 0.01,
         threads: int = 1,
         seed: int = 0,
-        memory_budget: int | None = None,
+        memory_budget: int | str | None = None,
         labels: LabelsLike | None = None,
         values: npt.ArrayLike | None = None,
         progress: Progress | None = None,
@@ -132,7 +137,8 @@ class Index:
             entrance_share: Entrance nodes per vector.
             threads: Threads of the construction; 1 is deterministic by seed.
             seed: Of the insertion order and the quantizer.
-            memory_budget: Bytes, of `open`, of the layout's choice and of the construction, which
+            memory_budget: Bytes, or text like `64MiB`; of `open`, of the layout's choice and of the
+                construction, which
                 cuts a set that does not fit into overlapping clusters. Of a mapped file
                 only what is needed is read.
             labels: Of the vectors, for filters: an integer each (negative: none), a list of
@@ -147,6 +153,8 @@ class Index:
         from navis import _core
 
         path = Path(path)
+        memory_budget = byte_count(memory_budget, "memory_budget")
+        Session.of(memory_budget=memory_budget, **session)  # or hours would be for nothing
         given = vectors if isinstance(vectors, np.memmap) else np.asarray(vectors)
         vectors = np.asarray(given)
         name = known("dtype", dtype or str(vectors.dtype), DTYPES)
@@ -156,9 +164,14 @@ class Index:
         n, dim = vectors.shape
         numbers = unique_ids(np.arange(n) if ids is None else ids, n)
         attributes = (*label_rows(labels, n), value_rows(values, n))
-        if not 1 <= degree <= 255:
-            raise UserError(f"degree {degree}: use 1 to 255")
-        if insert_list < degree or build_list < 1:
+        whole("degree", degree, 1, 255)
+        whole("build_list", build_list, 1, LONGEST_LIST)
+        whole("insert_list", insert_list, 1, LONGEST_LIST)
+        whole("threads", threads, 1, MOST_THREADS)
+        whole("seed", seed, 0, 2**63 - 1)
+        if code_bytes is not None:
+            whole("code_bytes", code_bytes, 1, 256)
+        if insert_list < degree:
             raise UserError(f"insert_list {insert_list}: use {degree}, the degree, or more")
         if alpha < 1:
             raise UserError(f"alpha {alpha}: use 1 or more")
@@ -172,9 +185,10 @@ class Index:
         options.metric = getattr(_core.Metric, metric)
         options.alpha, options.radius, options.entrance_share = alpha, radius, entrance_share
         item = np.dtype(name).itemsize
+        known("layout", layout, LAYOUTS)
         if layout == "auto":
             layout = layouts.choose(dim * item, degree, n, memory_budget)
-        options.layout = getattr(_core.Layout, known("layout", layout, ("packed", "selective")))
+        options.layout = getattr(_core.Layout, layout)
         how = _core.BuildOptions()
         how.degree, how.search_list, how.alpha = degree, build_list, alpha
         how.threads, how.seed = threads, seed
@@ -197,7 +211,7 @@ class Index:
         path: Path | str,
         *,
         readonly: bool = False,
-        memory_budget: int | None = None,
+        memory_budget: int | str | None = None,
         durability: Durability = "sync",
         window_s: float = 0.05,
         io: Literal["automatic", "uring", "posix"] = "automatic",
@@ -218,7 +232,8 @@ class Index:
             path: Its folder.
             readonly: Refuse changes; needs no lock and writes nothing. Shows the index as it was;
                 when a writer has gone on so far that what was read is no more, calls raise `Stale`.
-            memory_budget: Bytes for tables, codes, entrance graph, cache and buffers together.
+            memory_budget: Bytes for tables, codes, entrance graph, cache and buffers together, or
+                text like `64MiB`.
             durability: When an insert is acknowledged: `sync` after fdatasync, `group` after the
                 write with an fdatasync every `window_s`, `none` at once.
             window_s: Of `group`, seconds.
@@ -244,31 +259,24 @@ class Index:
         """
         from navis import _core
 
-        options = _core.OpenOptions()
-        options.readonly = readonly
-        if memory_budget is not None and memory_budget < 1:
-            raise UserError(f"memory_budget {memory_budget}: give bytes, 1 or more")
-        options.memory_budget = memory_budget or 0
-        options.durability = getattr(
-            _core.Durability, known("durability", durability, ("sync", "group", "none"))
+        session = Session(
+            readonly=readonly,
+            memory_budget=memory_budget,
+            durability=durability,
+            window_s=window_s,
+            io=io,
+            direct=direct,
+            cache=cache,
+            entrance=entrance,
+            beam=beam,
+            in_flight=in_flight,
+            share_pages=share_pages,
+            rerank=rerank,
+            pending_bytes=pending_bytes,
+            checkpoint_bytes=checkpoint_bytes,
+            write_rate=write_rate,
         )
-        if not 0 < window_s <= 60:
-            raise UserError(f"window_s {window_s}: use more than 0, at most 60 seconds")
-        options.window_s = window_s
-        options.direct = direct
-        options.io(known("io", io, ("automatic", "uring", "posix")))
-        options.cache = getattr(_core.CachePolicy, known("cache", cache, ("lfu", "lru", "none")))
-        options.entrance = getattr(
-            _core.Entrance, known("entrance", entrance, ("dynamic", "fixed", "none"))
-        )
-        if not 1 <= beam <= 16 or not 1 <= in_flight <= 8:
-            raise UserError(f"beam {beam}, in_flight {in_flight}: use 1 to 16 and 1 to 8")
-        options.beam, options.in_flight = beam, in_flight
-        options.share_pages, options.rerank = share_pages, rerank
-        options.pending_bytes, options.checkpoint_bytes = pending_bytes, checkpoint_bytes
-        if write_rate < 0:
-            raise UserError(f"write_rate {write_rate}: give bytes per second, or 0 for no limit")
-        options.write_rate = write_rate
+        options = session.core()
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: there is no such folder; navis build makes an index")
@@ -277,11 +285,12 @@ class Index:
             try:
                 with translated():
                     return cls(_core.Index(path, options), path, stamp if readonly else None)
-            except Fault:
+            except Fault as error:
                 # A writer has put another state in place, cut a segment of its log, removed one,
                 # or written to it while it was read.
                 if not readonly or (stamp, log) == (_stamp(path), _log_stamp(path)):
-                    raise
+                    hint = "put a snapshot of the index in its place, or build it anew"
+                    raise type(error)(f"{error}; {hint}") from None
             time.sleep(0.01 * attempt)
         raise UserError(f"{path}: another process changes it too fast to be opened readonly")
 
@@ -355,10 +364,8 @@ class Index:
         from navis import _core
 
         given, single = query_rows(queries, self.dim, self.metric)
-        check_k(k, L)
-        there = len(self)
-        if k > there:
-            raise UserError(f"k {k}: the index holds {there} vectors; use {there} or less")
+        check_search(k, L, threads)
+        check_there(k, len(self), "index")
         if target_recall is not None:
             if L is not None:
                 raise UserError(f"L {L} and target_recall {target_recall}: give one of them")
@@ -372,9 +379,11 @@ class Index:
             _core.FilterMethod, known("filter_method", filter_method, METHODS)
         )
         if margin is not None:
+            if not 0 <= margin <= 1:
+                raise UserError(f"margin {margin}: use 0 to 1")
             options.rerank.margin = margin
         if group is not None:
-            options.rerank.group = group
+            options.rerank.group = whole("group", group, 1, LONGEST_LIST)
         with self._reading():
             ids, distances, micros = self._core.search(given, options, filters)
         if single:
@@ -410,6 +419,7 @@ class Index:
             NoSpace: The disk is full.
         """
         numbers, given = changes(ids, vectors, self.dtype.name, self.metric, self.dim)
+        whole("threads", threads, 1, MOST_THREADS)
         n = len(given)
         starts, flat = label_rows(labels, n)
         numeric = value_rows(values, n)

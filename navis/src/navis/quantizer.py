@@ -16,14 +16,33 @@ _TRAIN_ROWS = 50 * 256  # faiss asks for 39 or more rows per centroid
 def default_bytes(dim: int) -> int:
     """Give the bytes of a code: a quarter of a low dimension, a fifth of a middle one, at most 256.
 
-    With fewer, PQ orders candidates so poorly that re-ranking has to read nearly all of them. It is
-    such that every byte stands for some dimensions: of 32 for 129, each part 5 wide, 6 would not.
+    With fewer, PQ orders candidates so poorly that re-ranking has to read nearly all of them.
     """
-    wanted = max(1, dim // 4 if dim <= 256 else min(256, max(64, dim // 5)))
+    return _even(dim, dim // 4 if dim <= 256 else min(256, max(64, dim // 5)))
+
+
+def _even(dim: int, wanted: int) -> int:
+    """Give about so many that every byte stands for some dimensions, and at most 256.
+
+    Of 32 bytes for 129 dimensions, each part 5 wide, 6 would stand for none.
+    """
+    wanted = max(1, min(wanted, dim))
     width = max(1, round(dim / wanted))
     if -(-dim // width) > 256:
         width += 1
     return -(-dim // width)
+
+
+def fitting_bytes(dim: int, n: int, memory_budget: int | None) -> int:
+    """Give the default bytes of a code for n vectors in a memory budget.
+
+    Where codes would take nearly half of it, a sixth of the dimension has to do: the cache of edge
+    lists is worth more then than better codes.
+    """
+    bytes_ = default_bytes(dim)
+    if memory_budget is None or n * bytes_ <= 0.45 * memory_budget:
+        return bytes_
+    return _even(dim, min(bytes_, max(64, dim // 6)))
 
 
 def working_space(vectors: npt.NDArray[np.generic], metric: str, radius: float) -> Floats:

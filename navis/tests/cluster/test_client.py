@@ -140,7 +140,7 @@ def test_bad_input_is_one_line_and_changes_nothing(cluster: Cluster, queries: An
 
 
 def test_a_second_writer_is_refused(cluster: Cluster) -> None:
-    with pytest.raises(UserError, match=r"shard \d: .* open for writing in another process"):
+    with pytest.raises(UserError, match=r"shard \d: .* open for writing already"):
         Cluster.open(cluster.path, lock_wait_s=0.0)
     assert len(cluster) == 3000
 

@@ -104,7 +104,7 @@ def test_bad_starts_are_one_line(
 
 def test_a_second_writer(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with serving(folder):
-        assert "open for writing in another process" in refused(capfd, folder, "--port", "0")
+        assert "open for writing already" in refused(capfd, folder, "--port", "0")
         with Index.open(folder, readonly=True) as index:
             assert len(index) == 300
 

@@ -249,7 +249,7 @@ class Cluster:
             UserError: Wrong dimension, NaN, k beyond what is there.
         """
         given, alone = checks.query_rows(queries, self.dim, self.metric)
-        checks.check_k(k, L)
+        checks.check_search(k, L, threads)
         core_filters(filter, len(given))
         options = {"filter": filter, "threads": threads}
         answers = self._shards.ask(
@@ -259,8 +259,8 @@ class Cluster:
             timeout_s=timeout_s,
         )
         there = sum(count for _, _, count in answers.values())
-        if k > there and len(answers) == self.shards:
-            raise UserError(f"k {k}: the cluster holds {there} vectors; use {there} or less")
+        if len(answers) == self.shards:
+            checks.check_there(k, there, "cluster")
         ids, distances = merge([(i, d) for i, d, _ in answers.values()], len(given), k)
         if alone:
             ids, distances = ids[0], distances[0]

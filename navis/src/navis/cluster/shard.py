@@ -16,7 +16,7 @@ from navis.cluster.merging import Floats, Ids
 from navis.cluster.routing import shard_of
 from navis.index import Index
 
-_LOCKED = "is open for writing in another process"
+_LOCKED = "is open for writing already"
 _RETRY_S = 0.05
 
 

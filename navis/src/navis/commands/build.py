@@ -9,6 +9,7 @@ from typing import Literal
 
 import tyro
 from shorthaul.cli import Common, emit
+from shorthaul.errors import UserError
 
 from navis.commands.session import SessionFlags
 
@@ -46,6 +47,10 @@ class Build(SessionFlags, Common):
         from navis.index import Index
 
         vectors = read_vectors(self.data, count=self.count)
+        if not len(vectors):
+            raise UserError(
+                f"{self.data}: no rows to build from; Index.create makes an empty index"
+            )
         started, cpu = time.perf_counter(), time.process_time()
         with bar(len(vectors), "build") as shown:
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 from shorthaul.cli import Common, emit
@@ -11,7 +12,11 @@ from shorthaul.errors import UserError
 
 from navis.commands.session import SessionFlags
 
+if TYPE_CHECKING:
+    from navis.checks import Ids
+
 _BATCH = 256  # rows of one acknowledgement
+_LONGEST_RANGE = 10**9
 
 
 @dataclass(kw_only=True)
@@ -44,11 +49,15 @@ class Insert(SessionFlags, Common):
             first = self.first_id
             if first is None:
                 first = int(index.ids().max()) + 1 if len(index) else 0
+            if not 0 <= first <= 2**64 - 1 - len(vectors):
+                raise UserError(
+                    f"--first-id {first}: {len(vectors)} ids from there are not all 0 to 2**64 - 2"
+                )
             replaced = 0
             with Meter(index) as meter, bar(len(vectors), "insert") as shown:
                 for start in range(0, len(vectors), _BATCH):
                     rows = vectors[start : start + _BATCH]
-                    ids = np.arange(first + start, first + start + len(rows), dtype=np.uint64)
+                    ids = np.uint64(first + start) + np.arange(len(rows), dtype=np.uint64)
                     replaced += index.insert(ids, rows, threads=self.threads)
                     shown.update(len(rows))
         found = {"replaced": replaced, "first_id": first, **meter.insert_result(len(vectors))}
@@ -71,9 +80,7 @@ class Delete(SessionFlags, Common):
 
     def run(self) -> None:
         """Delete and say how many were there."""
-        import numpy as np
-
-        given = np.asarray(id_list(self.ids), dtype=np.uint64)
+        given = id_list(self.ids)
         with self.open(self.index) as index:
             gone = index.delete(given)
         emit(
@@ -83,22 +90,41 @@ class Delete(SessionFlags, Common):
         )
 
 
-def id_list(text: str) -> list[int]:
-    """Read ids from `1,5,10-19` or a file."""
+def id_list(text: str) -> Ids:
+    """Read ids from `1,5,10-19` or a file, without duplicates."""
     import numpy as np
 
+    from navis.checks import id_array
+
     path = Path(text)
+    if path.suffix in (".npy", ".txt") and not path.is_file():
+        raise UserError(f"{text}: there is no such file of ids")
     try:
-        if path.suffix == ".npy" and path.exists():
-            return [int(i) for i in np.load(path).reshape(-1)]
-        if path.is_file():
-            text = ",".join(path.read_text().split())
-        ids: list[int] = []
-        for part in filter(None, text.split(",")):
-            low, dash, high = part.partition("-")
-            ids += range(int(low), int(high) + 1) if dash else [int(low)]
-    except (ValueError, OSError) as error:
-        raise UserError(f"ids {text[:40]!r}: write 1,5,10-19 or name a file of ids") from error
-    if not ids:
+        if path.suffix == ".npy":
+            ids = id_array(np.load(path))
+        else:
+            ids = _numbers(path.read_text() if path.is_file() else text)
+    except UserError as error:
+        raise UserError(f"ids {text[:40]!r}: {error}") from None
+    except (ValueError, OSError):
+        raise UserError(f"ids {text[:40]!r}: write 1,5,10-19 or name a file of ids") from None
+    if not len(ids):
         raise UserError(f"ids {text[:40]!r}: name at least one")
-    return ids
+    return np.unique(ids)
+
+
+def _numbers(text: str) -> Ids:
+    import numpy as np
+
+    from navis.checks import id_array
+
+    parts: list[Ids] = []
+    for part in filter(None, ",".join(text.split()).split(",")):
+        low, dash, high = part.partition("-")
+        first, last = int(low), int(high) if dash else int(low)
+        if last - first >= _LONGEST_RANGE:
+            raise UserError(f"the range {part} is of more than {_LONGEST_RANGE} ids")
+        if last >= 2**64 - 1:
+            raise UserError(f"{last} is too large: use 2**64 - 2 or less")
+        parts.append(id_array(np.arange(first, last + 1, dtype=np.uint64)))
+    return np.concatenate(parts) if parts else np.empty(0, np.uint64)

@@ -15,7 +15,7 @@ class Doctor(Common):
 
     def run(self) -> None:
         """Print the checks."""
-        checks = [*doctor.common(), engine()]
+        checks = [*doctor.common(torch=False), engine()]
         for package, gives in (
             ("h5py", "HDF5 files"),
             ("fastapi", "navis serve"),

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from shorthaul.cli import Common, emit
+from shorthaul.cli import Common, check_output, emit
+from shorthaul.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -32,7 +33,10 @@ class GroundTruth(Common):
         from navis.formats import read_vectors, write_truth
         from navis.groundtruth import exact
 
+        check_output(self.out, "truth set")
         base, queries = read_vectors(self.data, count=self.count), read_vectors(self.queries)
+        if not 1 <= self.k <= len(base):
+            raise UserError(f"--k {self.k}: use 1 to {len(base)}, the vectors of {self.data}")
         truth = exact(base, queries, self.k, self.metric)
         write_truth(self.out, truth.ids, truth.distances)
         found = {"queries": len(queries), "k": self.k, "vectors": len(base), "out": str(self.out)}

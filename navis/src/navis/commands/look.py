@@ -51,6 +51,14 @@ class Verify(SessionFlags, Common):
             f"{report['lists']} lists with {report['edges']} edges on {report['units']} pages, "
             f"{report['vectors']} vectors: {len(faults) or 'no'} fault{'s'[: len(faults) != 1]}"
         )
-        emit(report, self.json, "\n".join([*faults, text]))
+        advice = []
+        if faults:
+            advice.append("navis repair makes edge lists anew; a snapshot gives back the rest")
+        if report["unreachable"]:
+            advice.append(
+                f"no path leads to {report['unreachable']} vectors, which only long search lists "
+                "find: navis compact joins them to the graph"
+            )
+        emit(report, self.json, "\n".join([*faults, text, *advice]))
         if faults:
             raise Corrupt(f"{self.index}: {faults[0]}")

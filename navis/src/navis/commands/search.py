@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from shorthaul.cli import Common, emit
+from shorthaul.cli import Common, check_output, emit
 from shorthaul.errors import UserError
 
 from navis.commands.session import SessionFlags
@@ -42,6 +42,7 @@ class SearchCommand(SessionFlags, Common):
 
         if self.L is not None and self.target_recall is not None:
             raise UserError("--L and --target-recall: give one of them")
+        check_output(self.out, "--out")
         lists = lengths("10,20,40,80" if self.L is None else self.L, self.k)
         queries = np.asarray(read_vectors(self.queries), dtype=np.float32)
         truth = None if self.truth is None else read_truth(self.truth)

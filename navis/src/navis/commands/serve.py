@@ -10,7 +10,7 @@ import tyro
 from shorthaul.cli import Common, emit
 from shorthaul.errors import EnvironmentLack, UserError
 
-from navis.commands.session import SessionFlags, size
+from navis.commands.session import SessionFlags
 
 
 @dataclass(kw_only=True)
@@ -56,11 +56,13 @@ class Serve(SessionFlags, Common):
         except ModuleNotFoundError as error:
             raise EnvironmentLack(
                 f"the Python package {error.name!r} is not installed; "
-                "pip install 'shorthaul-navis[serve]'"
+                "pip install -c constraints.txt './navis[serve]'"
             ) from error
 
+        from navis.checks import byte_count
+
         limits = Limits(
-            request_bytes=size(self.max_request, "--max-request") or 0,
+            request_bytes=byte_count(self.max_request, "--max-request") or 0,
             rows=self.max_rows,
             k=self.max_k,
             list=self.max_L,

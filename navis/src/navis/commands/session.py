@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from shorthaul.errors import UserError
 
 if TYPE_CHECKING:
     from navis.index import Index
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-
-
-def size(text: str | None, flag: str) -> int | None:
-    """Read `64MiB`, `2GB` or `100000` as bytes; None stays None."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
-    if not found or float(found[1]) <= 0:
-        raise UserError(f"{flag} {text!r}: write it like 64MiB or 2GB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
 @dataclass(kw_only=True)
@@ -35,7 +21,7 @@ class SessionFlags:
     io: Literal["automatic", "uring", "posix"] = "automatic"
     """io_uring, pread and pwrite, or what the kernel grants."""
     direct: bool = True
-    """Past the page cache; --no-direct: through it, beyond the memory budget."""
+    """Files past the system's page cache, where the file system can."""
     cache: Literal["lfu", "lru", "none"] = "lfu"
     """Which edge lists to keep in memory."""
     entrance: Literal["dynamic", "fixed", "none"] = "dynamic"
@@ -49,8 +35,10 @@ class SessionFlags:
 
     def session(self, **more: Any) -> dict[str, Any]:
         """Options of `Index.open`."""
+        from navis.checks import byte_count
+
         return {
-            "memory_budget": size(self.memory_budget, "--memory-budget"),
+            "memory_budget": byte_count(self.memory_budget, "--memory-budget"),
             "io": self.io,
             "direct": self.direct,
             "cache": self.cache,

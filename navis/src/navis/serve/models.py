@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import models_json_schema
 
 from navis import filters
-from navis.index import Durability
+from navis.session import Durability
 
 LARGEST_ID = 2**64 - 2  # the one above stands for none
 
