@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <numeric>
@@ -117,6 +118,19 @@ inline Found search(Index& index, const Data& queries, std::size_t k, std::size_
   Found found{std::vector<std::uint64_t>(queries.n * k), std::vector<float>(queries.n * k)};
   index.search(queries.row(0), queries.n, o, found.ids.data(), found.distances.data());
   return found;
+}
+
+// Searches over and over; `bad` counts answers that are not ten different ids below 1000 + known.
+inline void search_until(const std::atomic<bool>& stop, Index& index, const Data& queries,
+                         std::size_t known, std::atomic<std::size_t>& bad) {
+  while (!stop) {
+    const Found found = search(index, queries, 10, 40);
+    for (std::size_t q = 0; q < queries.n; ++q) {
+      const auto first = found.ids.begin() + static_cast<std::ptrdiff_t>(q * 10);
+      const std::set<std::uint64_t> unique(first, first + 10);
+      if (unique.size() != 10 || *unique.rbegin() >= 1000 + known) ++bad;
+    }
+  }
 }
 
 inline double recall(const Data& data, const Data& queries, const Found& found, std::size_t k,

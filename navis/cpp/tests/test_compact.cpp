@@ -200,16 +200,7 @@ TEST_CASE("searching, inserting, deleting and compacting at the same time") {
     std::atomic<std::size_t> bad{0}, compacted{0};
     {
       std::vector<std::jthread> others, writers;
-      others.emplace_back([&] {
-        while (!stop) {
-          const Found found = search(index, queries, 10, 40);
-          for (std::size_t q = 0; q < queries.n; ++q) {
-            const auto first = found.ids.begin() + static_cast<std::ptrdiff_t>(q * 10);
-            const std::set<std::uint64_t> unique(first, first + 10);
-            if (unique.size() != 10 || *unique.rbegin() >= 1000 + data.n) ++bad;
-          }
-        }
-      });
+      others.emplace_back([&] { search_until(stop, index, queries, data.n, bad); });
       others.emplace_back([&] {
         while (!stop) {
           index.compact({}, 150);
