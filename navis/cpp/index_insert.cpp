@@ -351,6 +351,9 @@ std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::s
   const std::size_t raw_bytes = s.space.raw_bytes();
   std::atomic<std::size_t> next{0}, replaced{0};
   std::atomic<bool> cut{false};
+  // Pruning asks for true distances to the nearest; the codes of the others are as good. Where
+  // codes tell little, as of real text, the margin alone would read nearly all.
+  const Rerank rerank{10, 0.85F, s.packed() ? UINT32_MAX : s.options.insert_list / 4};
   auto work = [&] {
     auto lease = lane();
     std::vector<float> working(s.space.dim());
@@ -367,8 +370,7 @@ std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::s
           }
           job[t.slot] = i;
           s.space.stored(raw + i * raw_bytes, working.data());
-          t.begin(working.data(), 10, s.options.insert_list, Rerank{10, 0.85F},
-                  Traversal::Purpose::seek);
+          t.begin(working.data(), 10, s.options.insert_list, rerank, Traversal::Purpose::seek);
           return true;
         },
         [&](Traversal& t) {

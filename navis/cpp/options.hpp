@@ -59,7 +59,8 @@ struct Rerank {
   std::uint32_t group = 8;  // vectors read together
   // The next candidate cannot enter the top k any more once its PQ distance, times this, is beyond
   // the k-th exact distance: the share by which PQ overrates a distance, calibrated on queries.
-  float margin = -1;  // negative: the index's own
+  float margin = -1;                // negative: the index's own
+  std::uint32_t most = UINT32_MAX;  // vectors read, however near the others may be
 };
 
 // Which vectors a search may give: those that have a label of any_of, all labels of all_of, none of

@@ -60,6 +60,7 @@ bool Traversal::queue_vectors() {
     Candidate& c = pool_.candidates[i];
     if (c.exact || !store_.is_live(c.node.id)) continue;
     if (queued >= rerank_.group || !wants_vector(c, queued)) break;
+    if (store_.session.rerank && exact_.size() + queued >= rerank_.most) break;
     // Far from the query, where all that matches may lie, codes tell little of the order. So beyond
     // the list a scan goes on until as many vectors again have changed nothing.
     if (i >= list_ && exact_.size() >= changed_ + std::max(changed_, 3UL * rerank_.group)) break;
