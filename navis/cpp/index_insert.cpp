@@ -70,6 +70,11 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
   std::vector<std::pair<NodeId, const Exact*>> exact;
   for (const Exact& e : t.exact()) exact.emplace_back(e.node.id, &e);
   std::sort(exact.begin(), exact.end());
+  // What codes leave out of a squared distance on average, once for each end that is a code.
+  // Without it those not read would occlude one another, and the new node would be left with few
+  // edges.
+  double left_out = 0;
+  std::size_t compared = 0;
   auto add = [&](NodeId id, float distance, const Expanded* expanded) {
     if (!s.is_live(id)) return;
     Candidate c{{id, distance}, expanded, nullptr};
@@ -77,6 +82,8 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
         std::lower_bound(exact.begin(), exact.end(), std::pair{id, (const Exact*)nullptr});
     if (at != exact.end() && at->first == id) {
       c.node.distance = at->second->node.distance;
+      left_out += static_cast<double>(c.node.distance - distance);
+      ++compared;
       c.vector = t.vector(*at->second);
     }
     candidates.push_back(c);
@@ -99,6 +106,11 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
     q.pq.decode(q.code(id), decoded.data());
     add(id, kernels::l2(plan.working.data(), decoded.data(), dim), nullptr);
   }
+  const float missing =
+      compared ? static_cast<float>(std::max(0.0, left_out / static_cast<double>(compared))) : 0.0F;
+  for (Candidate& c : candidates) {
+    if (!c.vector) c.node.distance += missing;
+  }
   std::sort(candidates.begin(), candidates.end(),
             [](const Candidate& a, const Candidate& b) { return a.node < b.node; });
 
@@ -115,9 +127,11 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
     }
     return vectors[i].data();
   };
-  const auto kept = robust_prune(
-      sorted, degree, s.options.alpha, false,
-      [&](std::size_t a, std::size_t b) { return kernels::l2(vector_of(a), vector_of(b), dim); });
+  const auto kept =
+      robust_prune(sorted, degree, s.options.alpha, false, [&](std::size_t a, std::size_t b) {
+        const int codes = (candidates[a].vector ? 0 : 1) + (candidates[b].vector ? 0 : 1);
+        return kernels::l2(vector_of(a), vector_of(b), dim) + static_cast<float>(codes) * missing;
+      });
   plan.list.clear();
   plan.back.clear();
   std::vector<float> scratch;

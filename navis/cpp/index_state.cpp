@@ -51,7 +51,9 @@ IndexOptions read_options(const std::filesystem::path& folder) {
   if (!std::filesystem::exists(file)) {
     if (std::filesystem::exists(folder / "edges.dat") ||
         std::filesystem::exists(folder / "records.dat")) {
-      damaged(file, "the file is gone");
+      throw Error(ErrorKind::bad_input,
+                  folder.string() + " is not a whole index (no state.nav): its building was cut " +
+                      "off, or the file is gone; build it anew, or put a snapshot in its place");
     }
     throw Error(ErrorKind::bad_input,
                 folder.string() + " is not a navis index (no state.nav); navis build makes one");

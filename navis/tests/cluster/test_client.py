@@ -120,7 +120,7 @@ def test_bad_input_is_one_line_and_changes_nothing(cluster: Cluster, queries: An
     row = np.zeros(48)
     for line, call in {
         r"queries have 7 dimensions, the index has 48": lambda: cluster.search(np.zeros((1, 7))),
-        r"k 0: use 1 or more": lambda: cluster.search(queries, 0),
+        r"k 0: use a whole number": lambda: cluster.search(queries, 0),
         r"L 5: use 10": lambda: cluster.search(queries, 10, L=5),
         r"k 3001: the cluster holds 3000": lambda: cluster.search(queries[:1], 3001),
         r"2 filters for 50 queries": lambda: cluster.search(queries, filter=[navis.Filter()] * 2),
@@ -208,7 +208,7 @@ def test_a_cluster_that_cannot_be_made_leaves_nothing(ray_here: Any, tmp_path: P
         r"option 'degre' is unknown; there are .*degree": {"shards": 2, "degre": 5},
         r"metric 'l3': use l2": {"shards": 2, "metric": "l3"},
         r"node '10.9.8.7' is not in the Ray cluster": {"shards": 2, "nodes": ["10.9.8.7"]},
-        r"shard 0: degree 0: use 1 to 255": {"shards": 2, "degree": 0},
+        r"shard 0: degree 0: use a whole number": {"shards": 2, "degree": 0},
     }.items():
         with pytest.raises(UserError, match=line):
             Cluster.build(path, rows, **options)

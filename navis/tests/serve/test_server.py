@@ -119,7 +119,7 @@ def test_without_the_extra_it_says_how_to_get_it(folder: Path, tmp_path: Path) -
     )
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
-    assert "shorthaul-navis[serve]" in done.stderr
+    assert "navis[serve]" in done.stderr
 
 
 def test_an_address_is_written_as_clients_do() -> None:
