@@ -367,7 +367,7 @@ std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::s
   std::atomic<bool> cut{false};
   // Pruning asks for true distances to the nearest; the codes of the others are as good. Where
   // codes tell little, as of real text, the margin alone would read nearly all.
-  const Rerank rerank{10, 0.85F, s.packed() ? UINT32_MAX : s.options.insert_list / 4};
+  const Rerank rerank{10, 0.85F, s.packed() ? UINT32_MAX : s.options.insert_list / 2};
   auto work = [&] {
     auto lease = lane();
     std::vector<float> working(s.space.dim());

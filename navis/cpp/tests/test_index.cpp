@@ -386,7 +386,7 @@ TEST_CASE("closing ends what other threads do at the same time, and loses nothin
   }
 }
 
-TEST_CASE("an insert looks at a quarter of its list at most, though codes tell nothing") {
+TEST_CASE("an insert looks at half of its list at most, though codes tell nothing") {
   const Data data = clustered(900, 60, 3);
   Folder folder;
   build(folder.path / "x", data, 800, Layout::selective);
@@ -398,6 +398,6 @@ TEST_CASE("an insert looks at a quarter of its list at most, though codes tell n
     index.retrain(ProductQuantizer(60, 1, std::vector<float>(256 * 60, 0.0F)));
     index.insert(ids.data(), data.raw(800), 100, 1);
     const std::uint64_t looked = index.store().counters.seek_vectors;
-    CHECK((looked <= 100 * index.options().insert_list / 4) == rerank);
+    CHECK((looked <= 100 * index.options().insert_list / 2) == rerank);
   }
 }
