@@ -165,9 +165,7 @@ def write(
     space = dim + (build.metric == "inner_product")
     size = build.code_bytes or quantizer.fitting_bytes(space, n, build.memory_budget)
     planned = plan(n, space, build.how.degree, size, build.memory_budget)
-    rows = np.arange(n)
-    if n > planned.sample:
-        rows = np.sort(np.random.default_rng(seed).choice(n, planned.sample, replace=False))
+    rows = quantizer.some(np.arange(n), planned.sample, seed)
 
     def columns(low: int, high: int) -> Floats:
         """Some dimensions of the sample, in working space."""

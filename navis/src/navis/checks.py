@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def known(what: str, value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
         raise UserError(f"{what} {value!r}: use {', '.join(known)}")
     return str(value)
+
+
+def known_options(options: Iterable[str], names: Iterable[str]) -> None:
+    """Refuse the first option that has none of these names."""
+    there = sorted(names)
+    for name in options:
+        if name not in there:
+            raise UserError(f"option {name!r} is unknown; there are {', '.join(there)}")
 
 
 def id_array(ids: npt.ArrayLike) -> Ids:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from shorthaul.errors import Fault, UserError
 
-from navis import building, layouts, learning, tuning
+from navis import building, layouts, learning, quantizer, tuning
 from navis.checks import (
     DTYPES,
     LAYOUTS,
@@ -40,7 +40,7 @@ from navis.checks import (
     unique_ids,
     whole,
 )
-from navis.errors import Stale, translated
+from navis.errors import Corrupt, Stale, translated
 from navis.filters import Filter, LabelsLike, core_filters, label_rows, value_rows
 from navis.session import Durability, Session
 
@@ -289,8 +289,10 @@ class Index:
                 # A writer has put another state in place, cut a segment of its log, removed one,
                 # or written to it while it was read.
                 if not readonly or (stamp, log) == (_stamp(path), _log_stamp(path)):
+                    if not isinstance(error, Corrupt):
+                        raise
                     hint = "put a snapshot of the index in its place, or build it anew"
-                    raise type(error)(f"{error}; {hint}") from None
+                    raise Corrupt(f"{error}; {hint}") from None
             time.sleep(0.01 * attempt)
         raise UserError(f"{path}: another process changes it too fast to be opened readonly")
 
@@ -482,7 +484,7 @@ class Index:
 
     def retrain(self, *, code_bytes: int | None = None, seed: int = 0, rows: int = 2**16) -> None:
         """Train the quantizer anew on what is in the index now, and encode every vector."""
-        live = learning.some(self.ids(), rows, seed)
+        live = quantizer.some(self.ids(), rows, seed)
         self._learn(self._present(live), code_bytes, seed)
         if len(live) >= learning.CALIBRATE_FROM:
             self.calibrate(seed=seed)
@@ -491,7 +493,7 @@ class Index:
         self, vectors: Array, code_bytes: int | None = None, seed: int = 0, rows: int = 2**16
     ) -> None:
         """Train the quantizer on these vectors, or on `rows` of them."""
-        sample = learning.some(vectors, rows, seed)
+        sample = quantizer.some(vectors, rows, seed)
         radius = float(self._core.options.radius)
         books = learning.codebooks(sample, self.metric, radius, code_bytes, seed)
         with translated():
@@ -543,7 +545,7 @@ class Index:
         if queries is None:
             ids = self.ids()
             count = max(200, min(1000, len(ids) // 20))
-            queries = self._present(learning.some(ids, count, seed)).astype(np.float32)
+            queries = self._present(quantizer.some(ids, count, seed)).astype(np.float32)
 
         def search(L: int, margin: float) -> Ids:
             found = self.search(queries, k + held_out, L=L + held_out, margin=margin)[0]

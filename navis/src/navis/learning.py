@@ -23,14 +23,6 @@ def cuts(before: int, after: int) -> list[int]:
     return [size for size in RETRAIN_AT if before < size < after]
 
 
-def some(rows: Array, most: int, seed: int) -> Array:
-    """Give all rows, or `most` of them, drawn, in their order."""
-    if len(rows) <= most:
-        return rows
-    chosen = np.random.default_rng(seed).choice(len(rows), most, replace=False)
-    return np.asarray(rows[np.sort(chosen)])
-
-
 def codebooks(
     vectors: Array, metric: str, radius: float, code_bytes: int | None, seed: int
 ) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,14 @@ def working_space(vectors: npt.NDArray[np.generic], metric: str, radius: float) 
     return out.astype(np.float32, copy=False)
 
 
+def some(rows: npt.NDArray[Any], most: int, seed: int) -> npt.NDArray[Any]:
+    """Give all rows, or `most` of them, drawn, in their order."""
+    if len(rows) <= most:
+        return rows
+    chosen = np.random.default_rng(seed).choice(len(rows), most, replace=False)
+    return np.asarray(rows[np.sort(chosen)])
+
+
 def train_in_parts(
     columns: Callable[[int, int], Floats],
     dim: int,
@@ -114,9 +123,7 @@ def train(
         return np.ascontiguousarray(
             repeated.reshape(256, subspaces, width).transpose(1, 0, 2), dtype=np.float32
         )
-    if rows > _TRAIN_ROWS:
-        chosen = np.random.default_rng(seed).choice(rows, _TRAIN_ROWS, replace=False)
-        padded = padded[np.sort(chosen)]
+    padded = some(padded, _TRAIN_ROWS, seed)
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from shorthaul.errors import UserError
 
-from navis.checks import byte_count, known, whole
+from navis.checks import byte_count, known, known_options, whole
 
 Durability = Literal["sync", "group", "none"]
 _DURABILITIES = ("sync", "group", "none")
@@ -56,10 +56,7 @@ class Session:
     @classmethod
     def of(cls, **options: Any) -> Self:
         """Make one of options given by name; an unknown name is a UserError."""
-        names = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in names:
-                raise UserError(f"option {name!r} is unknown; there are {', '.join(names)}")
+        known_options(options, (field.name for field in fields(cls)))
         return cls(**options)
 
     def core(self) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,8 +56,7 @@ class Cluster:
     @classmethod
     def create(cls, path: Path | str, dim: int, *, shards: int, **options: Any) -> Self:
         """Make an empty cluster and open it; options are those of `build`."""
-        if not 1 <= dim <= 65535:
-            raise UserError(f"dim {dim}: use 1 to 65535")
+        checks.whole("dim", dim, 1, 65535)
         dtype = checks.known("dtype", options.get("dtype", "float32"), checks.DTYPES)
         return cls.build(path, np.empty((0, dim), dtype), shards=shards, **options)
 
@@ -106,7 +105,7 @@ class Cluster:
             UserError: Bad vectors or options, or the folder is not empty; nothing is left.
             EnvironmentLack: Ray is not installed.
         """
-        _check_options(options, _OPEN_OPTIONS | _BUILD_OPTIONS)
+        checks.known_options(options, _OPEN_OPTIONS | _BUILD_OPTIONS)
         if not 1 <= shards <= routing.MAX_SHARDS:
             raise UserError(f"shards {shards}: use 1 to {routing.MAX_SHARDS}")
         checks.known("metric", metric, checks.METRICS)
@@ -174,7 +173,7 @@ class Cluster:
                 writing elsewhere.
             EnvironmentLack: Ray is not installed.
         """
-        _check_options(options, _OPEN_OPTIONS)
+        checks.known_options(options, _OPEN_OPTIONS)
         path = Path(path).absolute()
         about = manifest.read(path)
         with contextlib.ExitStack() as undo:
@@ -428,9 +427,3 @@ def _remove(path: Path) -> None:
         if not path.exists():
             return
         time.sleep(0.1)
-
-
-def _check_options(options: Mapping[str, Any], known: frozenset[str]) -> None:
-    for name in options:
-        if name not in known:
-            raise UserError(f"option {name!r} is unknown; there are {', '.join(sorted(known))}")
