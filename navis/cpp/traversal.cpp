@@ -62,8 +62,9 @@ void Traversal::begin(const float* query, std::size_t k, std::size_t list, const
   quantized_->pq.table(query_.data(), table_.data());
   working_.resize(store_.space.dim());
   conclusive_ = true;
-  pool_.clear(scan_ ? 8 * list_ : list_);
-  others_.clear(filter_ && !scan_ ? filter_->others() : 0);
+  pool_.clear((scan_ ? 8 * list_ : list_) + beyond(), list_);
+  const std::size_t others = filter_ && !scan_ ? filter_->others() : 0;
+  others_.clear(others, others);
   visited_.clear();
   entrance_.clear();
   expanded_.clear();
@@ -92,6 +93,14 @@ void Traversal::release() {
   raw_copies_.clear();
   unchecked_.clear();
   guard_.release();
+}
+
+// How many candidates behind the list are kept, to be walked from where their edges are in hand.
+// With a cache of lists, which pages are in hand would depend on what it holds.
+std::size_t Traversal::beyond() const {
+  const bool pages_are_kept = purpose_ == Purpose::search && !store_.packed() &&
+                              store_.session.share_pages && !store_.cache;
+  return pages_are_kept && !filter_ && !scan_ ? list_ : 0;
 }
 
 void Traversal::enter() {
@@ -139,7 +148,7 @@ bool Traversal::next_batch() {
   if (purpose_ == Purpose::search) {
     // A long walk does not hold ever more: neither lists nor pages that were of use long ago.
     arena_.clear();
-    const std::size_t most = std::max<std::size_t>(pool_.limit, store_.options.insert_list) + 8;
+    const std::size_t most = std::max<std::size_t>(list_, store_.options.insert_list) + 8;
     for (; taken_units_.size() > most; taken_units_.pop_front()) {
       units_.erase(taken_units_.front().first);
       unit_pool_.give(taken_units_.front().second);
@@ -151,6 +160,7 @@ bool Traversal::next_batch() {
   settled_ = k_ > 0 && pool_.first >= k_ && (!other || pool_.candidates[k_ - 1].node < other->node);
   while (batch_.size() < store_.session.beam) {
     Candidate* c = next_candidate();
+    if (!c && batch_.empty()) c = in_hand();
     if (!c) break;
     c->expanded = true;
     if (store_.packed()) c->exact = true;
@@ -174,6 +184,18 @@ Traversal::Candidate* Traversal::next_candidate() {
     }
   }
   return !own || (other && other->node < own->node) ? other : own;
+}
+
+// When the list has been walked: one behind it whose edges are in a page that is here already. To
+// use all lists of a page that was read costs no read and finds what a longer list would.
+Traversal::Candidate* Traversal::in_hand() {
+  for (std::size_t i = pool_.walked; i < pool_.candidates.size(); ++i) {
+    Candidate& c = pool_.candidates[i];
+    if (c.expanded) continue;
+    const std::uint32_t location = store_.location[c.node.id].load(std::memory_order_acquire);
+    if (location != kPendingLoc && units_.contains(store_.unit_of(location))) return &c;
+  }
+  return nullptr;
 }
 
 // Finds the step's list in memory, or asks for its unit.
@@ -268,9 +290,10 @@ void Traversal::expand(const Step& step) {
   meet(list);
 }
 
-void Traversal::Pool::clear(std::size_t most) {
+void Traversal::Pool::clear(std::size_t most, std::size_t most_walked) {
   candidates.clear();
   limit = most;
+  walked = most_walked;
   first = 0;
   lost = std::numeric_limits<float>::max();
 }
@@ -291,8 +314,9 @@ void Traversal::Pool::add(const Neighbour& node) {
 }
 
 Traversal::Candidate* Traversal::Pool::next() {
-  while (first < candidates.size() && candidates[first].expanded) ++first;
-  return first < candidates.size() ? &candidates[first] : nullptr;
+  const std::size_t end = std::min(candidates.size(), walked);
+  while (first < end && candidates[first].expanded) ++first;
+  return first < end ? &candidates[first] : nullptr;
 }
 
 // New nodes enter the pools by PQ distance.

@@ -1,7 +1,8 @@
 // One traversal of the graph on disk: a search, or the position seeking of an insert. A state
 // machine: advance() computes until it needs bytes, the caller reads them, and so on. What it
 // finds depends on the graph and its parameters only, never on the order of completions or on
-// what a cache holds.
+// what a cache holds. A search of a session without a cache also goes on, when its list has been
+// walked, from the candidates behind it whose edges are in pages that it has read: no read more.
 //
 // With a filter, candidates that match and others are kept apart: the others are walked through as
 // long as they are nearer than the worst of the matching ones, and their vectors are not looked at.
@@ -129,13 +130,14 @@ class Traversal {
     const std::byte* raw;
   };
 
-  // Candidates in ascending order, at most `limit`; those before `first` have been expanded.
+  // Candidates in ascending order, at most `limit`; of these the first `walked` are expanded, and
+  // those before `first` have been.
   struct Pool {
     std::vector<Candidate> candidates;
-    std::size_t limit = 0, first = 0;
+    std::size_t limit = 0, walked = 0, first = 0;
     float lost = 0;  // the nearest there was no room for; those expanded do not count
 
-    void clear(std::size_t most);
+    void clear(std::size_t most, std::size_t most_walked);
     bool takes(const Neighbour& node) const {
       return candidates.size() < limit || (limit > 0 && node < candidates.back().node);
     }
@@ -144,10 +146,12 @@ class Traversal {
     Candidate* next();
   };
 
+  std::size_t beyond() const;
   void enter();
   void scan();
   bool next_batch();
   Candidate* next_candidate();
+  Candidate* in_hand();
   void resolve(Step& step);
   void arrived();
   void expand(const Step& step);

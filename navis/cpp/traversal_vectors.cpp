@@ -58,6 +58,7 @@ bool Traversal::queue_vectors() {
   std::size_t queued = 0;
   for (std::size_t i = 0; i < pool_.candidates.size(); ++i) {
     Candidate& c = pool_.candidates[i];
+    if (!scan_ && i >= list_) break;  // there only to be walked from
     if (c.exact || !store_.is_live(c.node.id)) continue;
     if (queued >= rerank_.group || !wants_vector(c, queued)) break;
     if (store_.session.rerank && exact_.size() + queued >= rerank_.most) break;

@@ -286,6 +286,22 @@ def test_a_reader_beside_a_writer_is_right_or_says_it_is_stale(
             assert np.array_equal(found(again, queries, 10), found(writer, queries, 10))
 
 
+def test_pages_in_hand_are_walked_beyond_the_list(tmp_path: Path, base: Any, queries: Any) -> None:
+    path = tmp_path / "ix"
+    navis.Index.build(path, base, layout="selective").close()
+    truth = exact(base, queries, 10, "l2").ids
+    reads, expansions, recalls = {}, {}, {}
+    for shares in (False, True):
+        with navis.Index.open(path, readonly=True, cache="none", share_pages=shares) as index:
+            recalls[shares] = recall(found(index, queries, 10, L=12), truth, 10)
+            counters = index.counters()
+            reads[shares] = counters["search_edge_reads"]
+            expansions[shares] = counters["search_expansions"]
+    assert expansions[True] > 1.05 * expansions[False]
+    assert reads[True] < reads[False]
+    assert recalls[True] >= recalls[False]
+
+
 def test_closing_ends_what_other_threads_have_under_way(tmp_path: Path, base: Any) -> None:
     index = navis.Index.build(tmp_path / "ix", base[:1000])
     ends: list[BaseException] = []
