@@ -86,12 +86,30 @@ void gather(const float* codebooks, const std::uint8_t* code, std::size_t parts,
 void ProductQuantizer::decode(const std::uint8_t* code, float* vector) const {
   const std::size_t whole = dim_ / width_;
   const float* books = codebooks_.data();
-  switch (width_) {
+  switch (width_) {  // where the width is known a part is moved, not handed to memmove
+    case 2:
+      gather<2>(books, code, whole, vector);
+      break;
+    case 3:
+      gather<3>(books, code, whole, vector);
+      break;
     case 4:
       gather<4>(books, code, whole, vector);
       break;
+    case 5:
+      gather<5>(books, code, whole, vector);
+      break;
+    case 6:
+      gather<6>(books, code, whole, vector);
+      break;
+    case 7:
+      gather<7>(books, code, whole, vector);
+      break;
     case 8:
       gather<8>(books, code, whole, vector);
+      break;
+    case 12:
+      gather<12>(books, code, whole, vector);
       break;
     case 16:
       gather<16>(books, code, whole, vector);

@@ -14,6 +14,8 @@ from navis.experiments._measure import FULL, budget, warm
 from navis.experiments._store import Set, Store
 from navis.measure import Meter
 
+_TOGETHER = 512  # inserts of a call; with few the end of each, where one thread waits, would count
+
 
 def _search(index: Index, of: Set, passes: int, L: int, threads: int) -> float:
     queries = np.concatenate([of.queries] * passes)
@@ -32,8 +34,8 @@ def _insert(store: Store, of: Set, count: int, session: dict[str, Any], threads:
         warm(index, of.queries)
         rows = of.rows(at, at + count)
         with Meter(index) as meter:
-            for first in range(0, count, 64):
-                part = rows[first : first + 64]
+            for first in range(0, count, _TOGETHER):
+                part = rows[first : first + _TOGETHER]
                 index.insert(np.arange(at + first, at + first + len(part)), part, threads=threads)
     return count / meter.wall_s
 
