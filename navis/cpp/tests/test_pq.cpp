@@ -53,7 +53,8 @@ TEST_CASE("pq: codes, tables and decoded vectors are those of the definition") {
     std::size_t dim, subspaces;
   };
   for (const Shape shape : {Shape{8, 1}, Shape{8, 8}, Shape{16, 4}, Shape{10, 4}, Shape{10, 7},
-                            Shape{129, 16}, Shape{768, 96}}) {
+                            Shape{129, 16}, Shape{768, 96}, Shape{768, 154}, Shape{1536, 256},
+                            Shape{70, 10}, Shape{120, 10}, Shape{160, 10}}) {
     CAPTURE(shape.dim);
     CAPTURE(shape.subspaces);
     const std::size_t width = width_of(shape.dim, shape.subspaces);
