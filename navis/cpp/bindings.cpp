@@ -5,6 +5,11 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <cstdlib>
+#if __has_include(<malloc.h>)
+#include <malloc.h>
+#endif
+
 #include "index.hpp"
 #include "packing.hpp"
 
@@ -94,6 +99,10 @@ void build(const std::filesystem::path& folder, const IndexOptions& options, con
   } else {
     Index::build(folder, options, data, quantizer, how, report);
   }
+#ifdef __GLIBC__
+  // The index that is opened next has the same budget: what was freed is not to lie under it.
+  ::malloc_trim(0);
+#endif
 }
 
 // `edges` has one row per vector, of which the first counts[i] are used.
