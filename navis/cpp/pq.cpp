@@ -1,6 +1,7 @@
 #include "pq.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -81,43 +82,22 @@ void gather(const float* codebooks, const std::uint8_t* code, std::size_t parts,
   }
 }
 
+// By width, from 1.
+constexpr auto kGathers = []<std::size_t... Less>(std::index_sequence<Less...>) {
+  return std::array{&gather<Less + 1>...};
+}(std::make_index_sequence<16>{});
+
 }  // namespace
 
 void ProductQuantizer::decode(const std::uint8_t* code, float* vector) const {
   const std::size_t whole = dim_ / width_;
   const float* books = codebooks_.data();
-  switch (width_) {  // where the width is known a part is moved, not handed to memmove
-    case 2:
-      gather<2>(books, code, whole, vector);
-      break;
-    case 3:
-      gather<3>(books, code, whole, vector);
-      break;
-    case 4:
-      gather<4>(books, code, whole, vector);
-      break;
-    case 5:
-      gather<5>(books, code, whole, vector);
-      break;
-    case 6:
-      gather<6>(books, code, whole, vector);
-      break;
-    case 7:
-      gather<7>(books, code, whole, vector);
-      break;
-    case 8:
-      gather<8>(books, code, whole, vector);
-      break;
-    case 12:
-      gather<12>(books, code, whole, vector);
-      break;
-    case 16:
-      gather<16>(books, code, whole, vector);
-      break;
-    default:
-      for (std::size_t m = 0; m < whole; ++m) {
-        std::copy_n(books + (m * kCentroids + code[m]) * width_, width_, vector + m * width_);
-      }
+  if (width_ <= kGathers.size()) {
+    kGathers[width_ - 1](books, code, whole, vector);
+  } else {
+    for (std::size_t m = 0; m < whole; ++m) {
+      std::copy_n(books + (m * kCentroids + code[m]) * width_, width_, vector + m * width_);
+    }
   }
   if (const std::size_t rest = dim_ - whole * width_; rest > 0) {
     std::copy_n(books + (whole * kCentroids + code[whole]) * width_, rest, vector + whole * width_);
