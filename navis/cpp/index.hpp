@@ -21,6 +21,8 @@
 
 namespace navis {
 
+class CodeRows;
+
 // Vectors to build from: `raw` is n rows of the index's type; `ids` n external ids.
 struct BuildData {
   const std::byte* raw = nullptr;
@@ -234,8 +236,7 @@ class Index {
                      std::span<const std::uint32_t> labels, double value);
   bool current_list(Traversal& t, NodeId id, std::vector<NodeId>& list,
                     std::vector<std::byte>& vector);
-  std::size_t victim(const Quantized& q, NodeId owner, std::span<const NodeId> list,
-                     const float* newcomer, std::vector<float>& scratch);
+  std::size_t victim(CodeRows& rows, NodeId owner, std::span<const NodeId> list);
   void change_list(NodeId id, std::vector<NodeId> list, std::vector<std::byte> vector,
                    std::uint64_t lsn);
   void absorb(Traversal& t);

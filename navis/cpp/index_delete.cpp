@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "bytes.hpp"
+#include "code_rows.hpp"
 #include "index.hpp"
 #include "index_detail.hpp"
 
@@ -73,7 +74,8 @@ void Index::patch_around(const std::vector<NodeId>& gone) {
   std::atomic<std::size_t> next{0};
   constexpr std::size_t kHeirs = 3;
   auto lease = lane();
-  std::vector<float> working(s.space.dim()), scratch;
+  std::vector<float> working(s.space.dim());
+  CodeRows rows;
   std::vector<std::size_t> job(8);
   lease->run(
       s.session.in_flight,
@@ -148,11 +150,11 @@ void Index::patch_around(const std::vector<NodeId>& gone) {
                 change->list.end()) {
               break;
             }
-            q.pq.decode(q.code(heirs[h]), working.data());
             if (change->list.size() < s.options.degree) {
               change->list.push_back(heirs[h]);
             } else {
-              change->list[victim(q, change->id, change->list, working.data(), scratch)] = heirs[h];
+              rows.begin(q, q.code(heirs[h]));
+              change->list[victim(rows, change->id, change->list)] = heirs[h];
             }
             break;
           }

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "bytes.hpp"
+#include "code_rows.hpp"
 #include "index.hpp"
 #include "index_detail.hpp"
 
@@ -22,32 +23,33 @@ struct Index::Plan {
   std::vector<Back> back;
   std::vector<std::uint8_t> code;
   std::vector<float> working;
+  CodeRows rows;
   std::vector<Neighbour> expanded;  // for the entrance graph
 };
 
-// Which entry a full list loses to the newcomer, by PQ distances alone (delta prune).
-std::size_t Index::victim(const Quantized& q, NodeId owner, std::span<const NodeId> list,
-                          const float* newcomer, std::vector<float>& scratch) {
-  const std::size_t dim = q.pq.dim();
-  scratch.resize((list.size() + 1) * dim);
-  float* own = scratch.data() + list.size() * dim;
-  q.pq.decode(q.code(owner), own);
+// Which entry a full list loses to the newcomer, row 0, by distances between codes alone (delta
+// prune). All are between codes, so that what codes leave out is missing on both sides of a
+// comparison.
+std::size_t Index::victim(CodeRows& rows, NodeId owner, std::span<const NodeId> list) {
   // Deleted nodes go first: they are on their way out anyway.
   for (std::size_t i = 0; i < list.size(); ++i) {
     if (!store_->is_live(list[i])) return i;
   }
+  constexpr std::size_t kNewcomer = 0;
+  rows.make_room(list.size() + 1);
+  const std::size_t own = rows.find(owner);
   std::vector<Neighbour> entries;
+  std::vector<std::size_t> row_of;
   entries.reserve(list.size());
-  for (std::size_t i = 0; i < list.size(); ++i) {
-    float* v = scratch.data() + i * dim;
-    q.pq.decode(q.code(list[i]), v);
-    entries.push_back({list[i], kernels::l2(own, v, dim)});
+  row_of.reserve(list.size());
+  for (const NodeId id : list) {
+    row_of.push_back(rows.find(id));
+    entries.push_back({id, rows.distance(own, row_of.back())});
   }
-  auto vector = [&](std::size_t i) { return scratch.data() + i * dim; };
   return delta_prune_victim(
-      entries, [&](std::size_t i) { return kernels::l2(newcomer, vector(i), dim); },
-      kernels::l2(own, newcomer, dim), store_->options.alpha,
-      [&](std::size_t a, std::size_t b) { return kernels::l2(vector(a), vector(b), dim); });
+      entries, [&](std::size_t i) { return rows.distance(kNewcomer, row_of[i]); },
+      rows.distance(kNewcomer, own), store_->options.alpha,
+      [&](std::size_t a, std::size_t b) { return rows.distance(row_of[a], row_of[b]); });
 }
 
 void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
@@ -57,7 +59,8 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
   plan.working.resize(dim);
   s.space.stored(raw, plan.working.data());
   plan.code.resize(q.pq.subspaces());
-  q.pq.encode(plan.working.data(), plan.code.data());
+  q.pq.encode_from_table(t.table().data(), plan.code.data());
+  plan.rows.begin(q, plan.code.data());
 
   // Candidates: what was expanded, with true distances where the vector was read, and what others
   // have inserted while this search was under way.
@@ -98,13 +101,14 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
     std::lock_guard lock(recent_mutex_);
     recent.assign(recent_.begin(), recent_.end());
   }
-  std::vector<float> decoded(dim);
   for (const NodeId id : recent) {
     const bool met = std::any_of(t.expanded().begin(), t.expanded().end(),
                                  [&](const Expanded& e) { return e.node.id == id; });
     if (met) continue;
-    q.pq.decode(q.code(id), decoded.data());
-    add(id, kernels::l2(plan.working.data(), decoded.data(), dim), nullptr);
+    const std::uint8_t* code = q.code(id);
+    float distance = 0;
+    kernels::adc(t.table().data(), q.pq.subspaces(), &code, 1, &distance);
+    add(id, distance, nullptr);
   }
   const float missing =
       compared ? static_cast<float>(std::max(0.0, left_out / static_cast<double>(compared))) : 0.0F;
@@ -117,24 +121,18 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
   std::vector<Neighbour> sorted;
   sorted.reserve(candidates.size());
   for (const Candidate& c : candidates) sorted.push_back(c.node);
-  // Decoded only when a comparison needs it: most candidates are settled by the first few.
-  std::vector<std::vector<float>> vectors(candidates.size());
-  auto vector_of = [&](std::size_t i) -> const float* {
-    if (candidates[i].vector) return candidates[i].vector;
-    if (vectors[i].empty()) {
-      vectors[i].resize(dim);
-      q.pq.decode(q.code(candidates[i].node.id), vectors[i].data());
-    }
-    return vectors[i].data();
-  };
+  // True where both were read, else between codes, decoded only when a comparison needs them: most
+  // candidates are settled by the first few.
+  plan.rows.make_room(candidates.size());
   const auto kept =
       robust_prune(sorted, degree, s.options.alpha, false, [&](std::size_t a, std::size_t b) {
-        const int codes = (candidates[a].vector ? 0 : 1) + (candidates[b].vector ? 0 : 1);
-        return kernels::l2(vector_of(a), vector_of(b), dim) + static_cast<float>(codes) * missing;
+        const Candidate &one = candidates[a], &other = candidates[b];
+        if (one.vector && other.vector) return kernels::l2(one.vector, other.vector, dim);
+        return plan.rows.distance(plan.rows.find(one.node.id), plan.rows.find(other.node.id)) +
+               2 * missing;
       });
   plan.list.clear();
   plan.back.clear();
-  std::vector<float> scratch;
   for (const std::size_t i : kept) {
     const Candidate& c = candidates[i];
     plan.list.push_back(c.node.id);
@@ -143,7 +141,7 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
       const auto list = t.list(*c.expanded);
       back.base.assign(list.begin(), list.end());
       if (list.size() >= degree) {
-        back.victim = victim(q, c.node.id, list, plan.working.data(), scratch);
+        back.victim = victim(plan.rows, c.node.id, list);
       }
     }
     plan.back.push_back(std::move(back));
@@ -209,7 +207,6 @@ bool Index::commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, 
                           std::span<const std::uint32_t> labels, double value) {
   Store& s = *store_;
   const std::size_t degree = s.options.degree, raw_bytes = s.space.raw_bytes();
-  std::vector<float> scratch;
   std::lock_guard lock(commit_);
   const auto quantized = s.quantized();  // under the lock: retrain() replaces it
 
@@ -221,6 +218,7 @@ bool Index::commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, 
   quantized->codes.grow(node + 1);
   if (quantized.get() != &t.quantized()) {  // retrained since the search
     quantized->pq.encode(plan.working.data(), plan.code.data());
+    plan.rows.begin(*quantized, plan.code.data());
   }
 
   struct Change {
@@ -246,9 +244,7 @@ bool Index::commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, 
       change.list.push_back(node);
     } else {
       const bool unchanged = back.known && change.list == back.base && back.victim < degree;
-      const std::size_t out =
-          unchanged ? back.victim
-                    : victim(*quantized, back.id, change.list, plan.working.data(), scratch);
+      const std::size_t out = unchanged ? back.victim : victim(plan.rows, back.id, change.list);
       change.list[out] = node;
     }
     changes.push_back(std::move(change));

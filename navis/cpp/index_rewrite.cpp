@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "code_rows.hpp"
 #include "index_compact.hpp"
 
 namespace navis {
@@ -213,11 +214,11 @@ void Compaction::link(Traversal& t, NodeId id) {
     joined = list.size() < s_.options.degree;
     if (joined) list.push_back(id);
   }
-  std::vector<float> working(q->pq.dim()), scratch;
-  q->pq.decode(q->code(id), working.data());
+  CodeRows rows;
+  rows.begin(*q, q->code(id));
   for (std::size_t i = 0; i < near.size() && !joined; ++i) {
     if (!look_up(near[i].id)) continue;
-    NodeId& out = list[index_.victim(*q, host.id, list, working.data(), scratch)];
+    NodeId& out = list[index_.victim(rows, host.id, list)];
     owed = s_.is_live(out) && !has(own_list, out);
     joined = !owed || own_list.size() < s_.options.degree;
     if (!joined) continue;

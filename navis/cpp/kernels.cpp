@@ -75,6 +75,10 @@ float l2(const float* a, const float* b, std::size_t n) { return table().l2(a, b
 
 float dot(const float* a, const float* b, std::size_t n) { return table().dot(a, b, n); }
 
+std::uint32_t l2_of_rows(const std::byte* a, const std::byte* b, std::size_t bytes) {
+  return table().l2_of_rows(a, b, bytes);
+}
+
 void to_float(DataType type, const void* values, std::size_t n, float* out) {
   switch (type) {
     case DataType::float32:

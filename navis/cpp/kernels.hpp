@@ -22,6 +22,11 @@ void use(Level level);
 float l2(const float* a, const float* b, std::size_t n);
 float dot(const float* a, const float* b, std::size_t n);
 
+// Squared Euclidean distance of two rows of numbers from 0 to 127; `bytes` is a multiple of
+// kRowBytes. Exact.
+inline constexpr std::size_t kRowBytes = 32;
+std::uint32_t l2_of_rows(const std::byte* a, const std::byte* b, std::size_t bytes);
+
 // n stored values as floats.
 void to_float(DataType type, const void* values, std::size_t n, float* out);
 
@@ -48,6 +53,7 @@ struct Table {
   void (*i8_to_float)(const std::int8_t*, std::size_t, float*);
   void (*l2_to_256)(const float*, const float*, std::size_t, float*);
   std::uint8_t (*argmin_256)(const float*);
+  std::uint32_t (*l2_of_rows)(const std::byte*, const std::byte*, std::size_t);
 };
 const Table* generic_table();
 const Table* avx2_table();

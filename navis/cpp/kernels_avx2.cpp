@@ -141,6 +141,22 @@ std::uint8_t argmin_256(const float* values) {
   return 0;  // NaNs
 }
 
+std::uint32_t l2_of_rows(const std::byte* a, const std::byte* b, std::size_t bytes) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i sum = _mm256_setzero_si256();
+  for (std::size_t i = 0; i < bytes; i += kRowBytes) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + i));
+    const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + i));
+    const __m256i apart = _mm256_abs_epi8(_mm256_sub_epi8(x, y));  // at most 127: no overflow
+    const __m256i pairs = _mm256_maddubs_epi16(apart, apart);      // at most 2 * 127 * 127
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+  }
+  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4E));
+  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xB1));
+  return static_cast<std::uint32_t>(_mm_cvtsi128_si32(half));
+}
+
 }  // namespace
 }  // namespace avx2
 
@@ -151,7 +167,8 @@ const Table* avx2_table() {
                                .u8_to_float = avx2::u8_to_float,
                                .i8_to_float = avx2::i8_to_float,
                                .l2_to_256 = avx2::l2_to_256,
-                               .argmin_256 = avx2::argmin_256};
+                               .argmin_256 = avx2::argmin_256,
+                               .l2_of_rows = avx2::l2_of_rows};
   return &table;
 }
 

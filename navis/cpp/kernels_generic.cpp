@@ -88,6 +88,15 @@ std::uint8_t argmin_256(const float* values) {
   return static_cast<std::uint8_t>(std::min_element(values, values + 256) - values);
 }
 
+std::uint32_t l2_of_rows(const std::byte* a, const std::byte* b, std::size_t bytes) {
+  std::uint32_t sum = 0;
+  for (std::size_t i = 0; i < bytes; ++i) {
+    const int difference = std::to_integer<int>(a[i]) - std::to_integer<int>(b[i]);
+    sum += static_cast<std::uint32_t>(difference * difference);
+  }
+  return sum;
+}
+
 }  // namespace
 }  // namespace generic
 
@@ -98,7 +107,8 @@ const Table* generic_table() {
                                .u8_to_float = generic::integers_to_float<std::uint8_t>,
                                .i8_to_float = generic::integers_to_float<std::int8_t>,
                                .l2_to_256 = generic::l2_to_256,
-                               .argmin_256 = generic::argmin_256};
+                               .argmin_256 = generic::argmin_256,
+                               .l2_of_rows = generic::l2_of_rows};
   return &table;
 }
 

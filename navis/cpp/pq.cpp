@@ -1,12 +1,12 @@
 #include "pq.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstring>
+#include <span>
 #include <string>
 #include <utility>
 
+#include "copy_parts.hpp"
 #include "kernels.hpp"
 #include "types.hpp"
 
@@ -40,6 +40,9 @@ ProductQuantizer::ProductQuantizer(std::size_t dim, std::size_t subspaces,
   if (!std::all_of(codebooks_.begin(), codebooks_.end(), finite)) {
     refuse("codebooks hold a value that is not finite");
   }
+  if (CompactCodebooks compact(subspaces_, width_, codebooks_); compact.precise()) {
+    compact_ = std::move(compact);
+  }
   transposed_.resize(expected);
   for (std::size_t m = 0; m < subspaces_; ++m) {
     const float* from = codebooks_.data() + m * kCentroids * width_;
@@ -71,37 +74,37 @@ void ProductQuantizer::encode(const float* vector, std::uint8_t* code) const {
   });
 }
 
-namespace {
-
-// A copy whose length the compiler knows is two instructions, not a call.
-template <std::size_t Width>
-void gather(const float* codebooks, const std::uint8_t* code, std::size_t parts, float* out) {
-  for (std::size_t m = 0; m < parts; ++m) {
-    std::memcpy(out + m * Width, codebooks + (m * kCentroids + code[m]) * Width,
-                Width * sizeof(float));
+void ProductQuantizer::encode_from_table(const float* table, std::uint8_t* code) const {
+  for (std::size_t m = 0; m < subspaces_; ++m) {
+    code[m] = kernels::argmin_256(table + m * kCentroids);
   }
 }
 
-// By width, from 1.
-constexpr auto kGathers = []<std::size_t... Less>(std::index_sequence<Less...>) {
-  return std::array{&gather<Less + 1>...};
-}(std::make_index_sequence<16>{});
-
-}  // namespace
-
 void ProductQuantizer::decode(const std::uint8_t* code, float* vector) const {
   const std::size_t whole = dim_ / width_;
-  const float* books = codebooks_.data();
-  if (width_ <= kGathers.size()) {
-    kGathers[width_ - 1](books, code, whole, vector);
-  } else {
-    for (std::size_t m = 0; m < whole; ++m) {
-      std::copy_n(books + (m * kCentroids + code[m]) * width_, width_, vector + m * width_);
-    }
-  }
+  copy_parts(std::as_bytes(std::span(codebooks_)).data(), width_, code, whole,
+             std::as_writable_bytes(std::span(vector, dim_)).data());
   if (const std::size_t rest = dim_ - whole * width_; rest > 0) {
-    std::copy_n(books + (whole * kCentroids + code[whole]) * width_, rest, vector + whole * width_);
+    const float* entry = codebooks_.data() + (whole * kCentroids + code[whole]) * width_;
+    std::copy_n(entry, rest, vector + whole * width_);
   }
+}
+
+std::size_t ProductQuantizer::row_bytes() const {
+  return compact_ ? compact_->row_bytes() : dim_ * sizeof(float);
+}
+
+void ProductQuantizer::row(const std::uint8_t* code, std::byte* out) const {
+  if (compact_) {
+    compact_->decode(code, out);
+  } else {
+    decode(code, reinterpret_cast<float*>(out));
+  }
+}
+
+float ProductQuantizer::row_distance(const std::byte* a, const std::byte* b) const {
+  if (compact_) return compact_->distance(a, b);
+  return kernels::l2(reinterpret_cast<const float*>(a), reinterpret_cast<const float*>(b), dim_);
 }
 
 void ProductQuantizer::table(const float* query, float* out) const {

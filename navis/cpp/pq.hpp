@@ -3,7 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
+
+#include "compact_codebooks.hpp"
 
 namespace navis {
 
@@ -21,10 +24,18 @@ class ProductQuantizer {
 
   // Nearest centroid per subspace, the lowest index on ties: the least of each row of table().
   void encode(const float* vector, std::uint8_t* code) const;
+  // The same code from the vector's own table, which is most of the work.
+  void encode_from_table(const float* table, std::uint8_t* code) const;
   // The chosen centroids one after the other, dim floats.
   void decode(const std::uint8_t* code, float* vector) const;
   // Squared distances from the query's parts to every centroid: subspaces x 256 floats.
   void table(const float* query, float* out) const;
+
+  // Decoded codes in the form that gives distances between them at the least cost: 7-bit numbers
+  // where those are precise enough, else floats.
+  std::size_t row_bytes() const;
+  void row(const std::uint8_t* code, std::byte* out) const;  // out: row_bytes(), aligned to 4
+  float row_distance(const std::byte* a, const std::byte* b) const;  // squared
 
  private:
   template <class UsePart>
@@ -32,6 +43,7 @@ class ProductQuantizer {
 
   std::size_t dim_, subspaces_, width_;
   std::vector<float> codebooks_;
+  std::optional<CompactCodebooks> compact_;
   std::vector<float> transposed_;  // subspaces x width x 256, as kernels::l2_to_256 wants it
 };
 

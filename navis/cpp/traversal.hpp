@@ -98,6 +98,7 @@ class Traversal {
   const std::vector<Exact>& exact() const { return exact_; }
   const std::vector<Entrance::Found>& entrance() const { return entrance_; }
   const std::vector<float>& query() const { return query_; }
+  const std::vector<float>& table() const { return table_; }  // quantized().pq.table(query())
   const Quantized& quantized() const { return *quantized_; }
   std::span<const NodeId> list(const Expanded& e) const {
     return {arena_.data() + e.list_at, e.list_count};

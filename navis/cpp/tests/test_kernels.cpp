@@ -236,6 +236,29 @@ TEST_CASE("kernels: distances to 256 transposed centroids and the place of the l
 }
 
 // Run by the next test in a process of its own, because the choice is made once.
+TEST_CASE("kernels: distances of 7-bit rows are exact at every length and level") {
+  const RestoreLevel restore;
+  std::mt19937 random(11);
+  for (std::size_t lines = 0; lines <= 70; ++lines) {
+    const std::size_t n = lines * kernels::kRowBytes;
+    const Guarded<std::byte> a(n), b(n);
+    for (const bool extreme : {false, true}) {
+      std::uint32_t expected = 0;
+      for (std::size_t i = 0; i < n; ++i) {
+        const auto value = [&] { return extreme ? (random() & 1U) * 127 : random() & 127U; };
+        const std::uint32_t x = value(), y = extreme ? 127 - x : value();
+        a[i] = static_cast<std::byte>(x);
+        b[i] = static_cast<std::byte>(y);
+        expected += (x - y) * (x - y);
+      }
+      for (const Level level : levels()) {
+        kernels::use(level);
+        CHECK(kernels::l2_of_rows(a.data(), b.data(), n) == expected);
+      }
+    }
+  }
+}
+
 TEST_CASE("kernels: say the level" * doctest::skip()) {
   try {
     std::printf("level=%s\n", kernels::active() == Level::generic ? "generic" : "avx2");

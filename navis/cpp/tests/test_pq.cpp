@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -112,6 +113,73 @@ TEST_CASE("pq: a decoded vector has its own code, and adc its distance") {
       CHECK(distance == doctest::Approx(kernels::l2(query.data(), decoded.data(), dim)));
     }
   });
+}
+
+TEST_CASE("pq: a code from the vector's table is the vector's code") {
+  const std::size_t dim = 70, subspaces = 12;
+  const ProductQuantizer pq(dim, subspaces, normals(subspaces * 256 * 6, 6));
+  at_every_level([&] {
+    for (unsigned seed = 0; seed < 20; ++seed) {
+      const std::vector<float> vector = normals(dim, 100 + seed);
+      std::vector<float> table(subspaces * 256);
+      pq.table(vector.data(), table.data());
+      std::vector<std::uint8_t> code(subspaces), again(subspaces);
+      pq.encode(vector.data(), code.data());
+      pq.encode_from_table(table.data(), again.data());
+      CHECK(again == code);
+    }
+  });
+}
+
+// Decoded rows and vectors of random codes, and how far their distances are apart at most, as a
+// share of the distance.
+double worst_row_distance(const ProductQuantizer& pq, std::size_t count) {
+  std::mt19937 random(7);
+  std::vector<float> vectors(count * pq.dim());
+  std::vector<std::byte> rows(count * pq.row_bytes());
+  for (std::size_t i = 0; i < count; ++i) {
+    std::vector<std::uint8_t> code(pq.subspaces());
+    for (std::uint8_t& byte : code) byte = static_cast<std::uint8_t>(random());
+    pq.decode(code.data(), vectors.data() + i * pq.dim());
+    pq.row(code.data(), rows.data() + i * pq.row_bytes());
+  }
+  double worst = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::byte* row = rows.data() + i * pq.row_bytes();
+    CHECK(pq.row_distance(row, row) == 0);
+    for (std::size_t j = 0; j < i; ++j) {
+      const double exact =
+          kernels::l2(vectors.data() + i * pq.dim(), vectors.data() + j * pq.dim(), pq.dim());
+      const double found = pq.row_distance(row, rows.data() + j * pq.row_bytes());
+      worst = std::max(worst, std::abs(found - exact) / exact);
+    }
+  }
+  return worst;
+}
+
+TEST_CASE("pq: distances between rows are those between decoded vectors, up to 7 bits") {
+  for (const std::size_t width : {1, 3, 4, 5, 6, 8, 11, 20}) {
+    CAPTURE(width);
+    const std::size_t subspaces = 33, dim = subspaces * width;
+    const ProductQuantizer pq(dim, subspaces, normals(subspaces * 256 * width, 8));
+    CHECK(pq.row_bytes() % kernels::kRowBytes == 0);
+    CHECK(pq.row_bytes() != dim * sizeof(float));  // of 7-bit numbers
+    at_every_level([&] { CHECK(worst_row_distance(pq, 30) < 0.03); });
+  }
+}
+
+TEST_CASE("pq: where a few entries swallow the rest, rows are floats") {
+  const std::size_t subspaces = 24, width = 4, dim = subspaces * width;
+  std::vector<float> books = normals(subspaces * 256 * width, 9);
+  for (std::size_t c = 0; c < 256; ++c) books[c * width] *= 1000;
+  const ProductQuantizer pq(dim, subspaces, books);
+  CHECK(pq.row_bytes() == dim * sizeof(float));
+  at_every_level([&] { CHECK(worst_row_distance(pq, 30) == 0); });
+  // And where all centroids are the same.
+  const ProductQuantizer same(dim, subspaces, std::vector<float>(subspaces * 256 * width, 0.5F));
+  std::vector<std::byte> row(same.row_bytes());
+  same.row(std::vector<std::uint8_t>(subspaces, 3).data(), row.data());
+  CHECK(same.row_distance(row.data(), row.data()) == 0);
 }
 
 TEST_CASE("pq: the lowest of equal centroids") {

@@ -1,0 +1,95 @@
+// Distances between codes, for one insert. What is decoded is kept, because the lists that an
+// insert looks into name the same nodes over and over. Bounded: without room all is forgotten,
+// which changes no result.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <vector>
+
+#include "quantized.hpp"
+
+namespace navis {
+
+class CodeRows {
+ public:
+  // Forgets all. Row 0 is the newcomer, whose code (subspaces bytes) need not stay. `quantized` is
+  // to outlive what is asked next.
+  void begin(const Quantized& quantized, const std::uint8_t* newcomer) {
+    quantized_ = &quantized;
+    row_bytes_ = quantized.pq.row_bytes();
+    newcomer_.assign(newcomer, newcomer + quantized.pq.subspaces());
+    forget();
+  }
+
+  // Room for so many more, whose rows then stay what they are until the next call.
+  void make_room(std::size_t count) {
+    const std::size_t most = std::max(count + 1, kBytes / row_bytes_);
+    if (used_ + count > most) forget();
+    if (rows_.size() < (used_ + count) * row_bytes_) rows_.resize((used_ + count) * row_bytes_);
+    if (places_.size() < 2 * (used_ + count)) grow(used_ + count);
+  }
+
+  // The row of a node, decoded if it was not there.
+  std::size_t find(NodeId id) {
+    Place& place = look_up(id);
+    if (place.row == kNone) {
+      place = {id, static_cast<std::uint32_t>(used_)};
+      decode(quantized_->code(id));
+    }
+    return place.row;
+  }
+
+  float distance(std::size_t a, std::size_t b) const {
+    return quantized_->pq.row_distance(at(a), at(b));
+  }
+
+ private:
+  static constexpr std::size_t kBytes = std::size_t{1} << 20U;
+  static constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
+  struct Place {
+    NodeId id = kNoNode;
+    std::uint32_t row = kNone;
+  };
+
+  const std::byte* at(std::size_t row) const { return rows_.data() + row * row_bytes_; }
+
+  void decode(const std::uint8_t* code) {
+    quantized_->pq.row(code, rows_.data() + used_ * row_bytes_);
+    ++used_;
+  }
+
+  void forget() {
+    std::fill(places_.begin(), places_.end(), Place{});
+    used_ = 0;
+    rows_.resize(std::max(rows_.size(), row_bytes_));
+    decode(newcomer_.data());
+  }
+
+  Place& look_up(NodeId id) {
+    const std::size_t mask = places_.size() - 1;
+    std::size_t i = (id * 0x9E3779B1U) & mask;
+    while (places_[i].row != kNone && places_[i].id != id) i = (i + 1) & mask;
+    return places_[i];
+  }
+
+  void grow(std::size_t count) {
+    std::size_t size = 64;
+    while (size < 2 * count) size *= 2;
+    std::vector<Place> before(size);
+    before.swap(places_);
+    for (const Place& place : before) {
+      if (place.row != kNone) look_up(place.id) = place;
+    }
+  }
+
+  const Quantized* quantized_ = nullptr;
+  std::size_t row_bytes_ = 0;
+  std::vector<std::uint8_t> newcomer_;
+  std::vector<std::byte> rows_;
+  std::vector<Place> places_;  // open addressing, at most half full; a power of two
+  std::size_t used_ = 0;
+};
+
+}  // namespace navis
