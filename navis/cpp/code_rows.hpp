@@ -8,39 +8,47 @@
 #include <limits>
 #include <vector>
 
+#include "kernels.hpp"
 #include "quantized.hpp"
 
 namespace navis {
 
 class CodeRows {
  public:
-  // Forgets all. Row 0 is the newcomer, whose code (subspaces bytes) need not stay. `quantized` is
-  // to outlive what is asked next.
-  void begin(const Quantized& quantized, const std::uint8_t* newcomer) {
+  // Forgets all. `table` is pq.table() of the newcomer; it and `quantized` are to outlive what is
+  // asked next.
+  void begin(const Quantized& quantized, const float* table) {
     quantized_ = &quantized;
+    table_ = table;
     row_bytes_ = quantized.pq.row_bytes();
-    newcomer_.assign(newcomer, newcomer + quantized.pq.subspaces());
     forget();
   }
 
   // Room for so many more, whose rows then stay what they are until the next call.
   void make_room(std::size_t count) {
-    const std::size_t most = std::max(count + 1, kBytes / row_bytes_);
-    if (used_ + count > most) forget();
-    if (rows_.size() < (used_ + count) * row_bytes_) rows_.resize((used_ + count) * row_bytes_);
-    if (places_.size() < 2 * (used_ + count)) grow(used_ + count);
+    if ((used_ + count) * row_bytes_ > kBytes) forget();
+    const std::size_t most = used_ + count;
+    if (rows_.size() < most * row_bytes_) rows_.resize(most * row_bytes_);
+    if (to_newcomer_.size() < most) to_newcomer_.resize(most);
+    if (places_.size() < 2 * most) grow(most);
   }
 
   // The row of a node, decoded if it was not there.
   std::size_t find(NodeId id) {
     Place& place = look_up(id);
     if (place.row == kNone) {
-      place = {id, static_cast<std::uint32_t>(used_)};
-      decode(quantized_->code(id));
+      place = {id, static_cast<std::uint32_t>(used_++)};
+      const std::uint8_t* code = quantized_->code(id);
+      quantized_->pq.row(code, rows_.data() + place.row * row_bytes_);
+      kernels::adc(table_, quantized_->pq.subspaces(), &code, 1, &to_newcomer_[place.row]);
     }
     return place.row;
   }
 
+  // Squared, from the newcomer's vector to a row's code.
+  float to_newcomer(std::size_t row) const { return to_newcomer_[row]; }
+
+  // Squared, between two rows' codes.
   float distance(std::size_t a, std::size_t b) const {
     return quantized_->pq.row_distance(at(a), at(b));
   }
@@ -55,16 +63,9 @@ class CodeRows {
 
   const std::byte* at(std::size_t row) const { return rows_.data() + row * row_bytes_; }
 
-  void decode(const std::uint8_t* code) {
-    quantized_->pq.row(code, rows_.data() + used_ * row_bytes_);
-    ++used_;
-  }
-
   void forget() {
     std::fill(places_.begin(), places_.end(), Place{});
     used_ = 0;
-    rows_.resize(std::max(rows_.size(), row_bytes_));
-    decode(newcomer_.data());
   }
 
   Place& look_up(NodeId id) {
@@ -85,9 +86,10 @@ class CodeRows {
   }
 
   const Quantized* quantized_ = nullptr;
+  const float* table_ = nullptr;
   std::size_t row_bytes_ = 0;
-  std::vector<std::uint8_t> newcomer_;
   std::vector<std::byte> rows_;
+  std::vector<float> to_newcomer_;
   std::vector<Place> places_;  // open addressing, at most half full; a power of two
   std::size_t used_ = 0;
 };

@@ -74,7 +74,7 @@ void Index::patch_around(const std::vector<NodeId>& gone) {
   std::atomic<std::size_t> next{0};
   constexpr std::size_t kHeirs = 3;
   auto lease = lane();
-  std::vector<float> working(s.space.dim());
+  std::vector<float> working(s.space.dim()), table;
   CodeRows rows;
   std::vector<std::size_t> job(8);
   lease->run(
@@ -153,7 +153,10 @@ void Index::patch_around(const std::vector<NodeId>& gone) {
             if (change->list.size() < s.options.degree) {
               change->list.push_back(heirs[h]);
             } else {
-              rows.begin(q, q.code(heirs[h]));
+              q.pq.decode(q.code(heirs[h]), working.data());
+              table.resize(q.pq.subspaces() * 256);
+              q.pq.table(working.data(), table.data());
+              rows.begin(q, table.data());
               change->list[victim(rows, change->id, change->list)] = heirs[h];
             }
             break;

@@ -23,19 +23,17 @@ struct Index::Plan {
   std::vector<Back> back;
   std::vector<std::uint8_t> code;
   std::vector<float> working;
+  std::vector<float> table;  // of quantizers newer than the search's
   CodeRows rows;
   std::vector<Neighbour> expanded;  // for the entrance graph
 };
 
-// Which entry a full list loses to the newcomer, row 0, by distances between codes alone (delta
-// prune). All are between codes, so that what codes leave out is missing on both sides of a
-// comparison.
+// Which entry a full list loses to the newcomer, by PQ distances alone (delta prune).
 std::size_t Index::victim(CodeRows& rows, NodeId owner, std::span<const NodeId> list) {
   // Deleted nodes go first: they are on their way out anyway.
   for (std::size_t i = 0; i < list.size(); ++i) {
     if (!store_->is_live(list[i])) return i;
   }
-  constexpr std::size_t kNewcomer = 0;
   rows.make_room(list.size() + 1);
   const std::size_t own = rows.find(owner);
   std::vector<Neighbour> entries;
@@ -47,8 +45,8 @@ std::size_t Index::victim(CodeRows& rows, NodeId owner, std::span<const NodeId> 
     entries.push_back({id, rows.distance(own, row_of.back())});
   }
   return delta_prune_victim(
-      entries, [&](std::size_t i) { return rows.distance(kNewcomer, row_of[i]); },
-      rows.distance(kNewcomer, own), store_->options.alpha,
+      entries, [&](std::size_t i) { return rows.to_newcomer(row_of[i]); }, rows.to_newcomer(own),
+      store_->options.alpha,
       [&](std::size_t a, std::size_t b) { return rows.distance(row_of[a], row_of[b]); });
 }
 
@@ -60,7 +58,7 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
   s.space.stored(raw, plan.working.data());
   plan.code.resize(q.pq.subspaces());
   q.pq.encode_from_table(t.table().data(), plan.code.data());
-  plan.rows.begin(q, plan.code.data());
+  plan.rows.begin(q, t.table().data());
 
   // Candidates: what was expanded, with true distances where the vector was read, and what others
   // have inserted while this search was under way.
@@ -218,7 +216,9 @@ bool Index::commit_insert(Traversal& t, std::uint64_t id, const std::byte* raw, 
   quantized->codes.grow(node + 1);
   if (quantized.get() != &t.quantized()) {  // retrained since the search
     quantized->pq.encode(plan.working.data(), plan.code.data());
-    plan.rows.begin(*quantized, plan.code.data());
+    plan.table.resize(quantized->pq.subspaces() * 256);
+    quantized->pq.table(plan.working.data(), plan.table.data());
+    plan.rows.begin(*quantized, plan.table.data());
   }
 
   struct Change {
@@ -362,8 +362,10 @@ std::size_t Index::insert(const std::uint64_t* ids, const std::byte* raw, std::s
   std::atomic<std::size_t> next{0}, replaced{0};
   std::atomic<bool> cut{false};
   // Where codes tell little, as of real text, the margin alone would read nearly all. With less
-  // than half, pruning by codes leaves more of the new vectors without a way in.
-  const Rerank rerank{10, 0.85F, s.packed() ? UINT32_MAX : s.options.insert_list / 2};
+  // than half, pruning by codes leaves more of the new vectors without a way in; and without codes
+  // all are read.
+  const bool all = s.packed() || s.quantized()->pq.blank();
+  const Rerank rerank{10, 0.85F, all ? UINT32_MAX : s.options.insert_list / 2};
   auto work = [&] {
     auto lease = lane();
     std::vector<float> working(s.space.dim());

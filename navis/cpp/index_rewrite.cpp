@@ -214,8 +214,11 @@ void Compaction::link(Traversal& t, NodeId id) {
     joined = list.size() < s_.options.degree;
     if (joined) list.push_back(id);
   }
+  std::vector<float> working(q->pq.dim()), table(q->pq.subspaces() * 256);
+  q->pq.decode(q->code(id), working.data());
+  q->pq.table(working.data(), table.data());
   CodeRows rows;
-  rows.begin(*q, q->code(id));
+  rows.begin(*q, table.data());
   for (std::size_t i = 0; i < near.size() && !joined; ++i) {
     if (!look_up(near[i].id)) continue;
     NodeId& out = list[index_.victim(rows, host.id, list)];

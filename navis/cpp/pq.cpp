@@ -40,6 +40,7 @@ ProductQuantizer::ProductQuantizer(std::size_t dim, std::size_t subspaces,
   if (!std::all_of(codebooks_.begin(), codebooks_.end(), finite)) {
     refuse("codebooks hold a value that is not finite");
   }
+  blank_ = std::all_of(codebooks_.begin(), codebooks_.end(), [](float v) { return v == 0; });
   if (CompactCodebooks compact(subspaces_, width_, codebooks_); compact.precise()) {
     compact_ = std::move(compact);
   }

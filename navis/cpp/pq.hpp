@@ -21,6 +21,8 @@ class ProductQuantizer {
   std::size_t subspaces() const { return subspaces_; }  // = bytes of a code
   std::size_t width() const { return width_; }
   const std::vector<float>& codebooks() const { return codebooks_; }
+  // Whether all centroids are zero, as before training: codes tell nothing.
+  bool blank() const { return blank_; }
 
   // Nearest centroid per subspace, the lowest index on ties: the least of each row of table().
   void encode(const float* vector, std::uint8_t* code) const;
@@ -43,6 +45,7 @@ class ProductQuantizer {
 
   std::size_t dim_, subspaces_, width_;
   std::vector<float> codebooks_;
+  bool blank_ = true;
   std::optional<CompactCodebooks> compact_;
   std::vector<float> transposed_;  // subspaces x width x 256, as kernels::l2_to_256 wants it
 };

@@ -1,9 +1,11 @@
 #include <doctest/doctest.h>
 
+#include <memory>
 #include <random>
 #include <vector>
 
 #include "../code_rows.hpp"
+#include "../kernels.hpp"
 
 namespace navis {
 namespace {
@@ -40,11 +42,12 @@ TEST_CASE("code rows: distances are the codes', however often all is forgotten")
     };
     CodeRows rows;
     std::mt19937 random(2);
+    std::normal_distribution<float> normal;
     for (int round = 0; round < 3; ++round) {
-      std::vector<std::uint8_t> newcomer(pq.subspaces(), static_cast<std::uint8_t>(round));
-      rows.begin(*quantized, newcomer.data());
-      const auto own = row(newcomer.data());
-      newcomer.assign(newcomer.size(), 77);  // it was copied
+      std::vector<float> newcomer(dim), table(pq.subspaces() * 256), decoded(dim);
+      for (float& entry : newcomer) entry = normal(random);
+      pq.table(newcomer.data(), table.data());
+      rows.begin(*quantized, table.data());
       for (int list = 0; list < 60; ++list) {
         const std::size_t count = 1 + random() % 40;
         rows.make_room(count);
@@ -55,7 +58,9 @@ TEST_CASE("code rows: distances are the codes', however often all is forgotten")
           const std::size_t at = rows.find(id);
           CHECK(rows.find(id) == at);
           const auto mine = row(quantized->code(id));
-          CHECK(rows.distance(0, at) == pq.row_distance(own.data(), mine.data()));
+          pq.decode(quantized->code(id), decoded.data());
+          CHECK(rows.to_newcomer(at) ==
+                doctest::Approx(kernels::l2(newcomer.data(), decoded.data(), dim)));
           if (i > 0) {
             const auto other = row(quantized->code(before));
             CHECK(rows.distance(row_before, at) == pq.row_distance(other.data(), mine.data()));

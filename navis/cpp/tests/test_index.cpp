@@ -386,18 +386,28 @@ TEST_CASE("closing ends what other threads do at the same time, and loses nothin
   }
 }
 
-TEST_CASE("an insert looks at half of its list at most, though codes tell nothing") {
+TEST_CASE(
+    "an insert looks at half of its list at most, and at all of it where there are no codes") {
   const Data data = clustered(900, 60, 3);
   Folder folder;
   build(folder.path / "x", data, 800, Layout::selective);
   const auto ids = ids_of(100, 800);
-  for (const bool rerank : {true, false}) {
+  struct Case {
+    bool rerank;
+    float last;  // of the codebooks, all others zero: they tell next to nothing, or are blank
+    bool half;
+  };
+  for (const Case& c : {Case{true, 1e-3F, true}, Case{false, 1e-3F, false}, Case{true, 0, false}}) {
+    CAPTURE(c.rerank);
+    CAPTURE(c.last);
     OpenOptions session = small_session();
-    session.rerank = rerank;
+    session.rerank = c.rerank;
     Index index(folder.path / "x", session);
-    index.retrain(ProductQuantizer(60, 1, std::vector<float>(256 * 60, 0.0F)));
+    std::vector<float> codebooks(256 * 60, 0.0F);
+    codebooks.back() = c.last;
+    index.retrain(ProductQuantizer(60, 1, std::move(codebooks)));
     index.insert(ids.data(), data.raw(800), 100, 1);
     const std::uint64_t looked = index.store().counters.seek_vectors;
-    CHECK((looked <= 100 * index.options().insert_list / 2) == rerank);
+    CHECK((looked <= 100 * index.options().insert_list / 2) == c.half);
   }
 }
