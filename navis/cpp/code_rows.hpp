@@ -45,10 +45,16 @@ class CodeRows {
     return place.row;
   }
 
+  // A row of a vector as it is.
+  std::size_t add(const float* vector) {
+    quantized_->pq.row_of(vector, rows_.data() + used_ * row_bytes_);
+    return used_++;
+  }
+
   // Squared, from the newcomer's vector to a row's code.
   float to_newcomer(std::size_t row) const { return to_newcomer_[row]; }
 
-  // Squared, between two rows' codes.
+  // Squared, between two rows.
   float distance(std::size_t a, std::size_t b) const {
     return quantized_->pq.row_distance(at(a), at(b));
   }

@@ -20,13 +20,16 @@ class CompactCodebooks {
   // Of a decoded row, in multiples of kernels::kRowBytes.
   std::size_t row_bytes() const { return row_bytes_; }
   void decode(const std::uint8_t* code, std::byte* row) const;
+  // A vector of dim entries itself in the same numbers; what lies far outside is cut off.
+  void place(const float* vector, std::size_t dim, std::byte* row) const;
   // Squared distance of two rows, in the units of the codebooks.
   float distance(const std::byte* a, const std::byte* b) const;
 
  private:
-  std::size_t subspaces_, part_bytes_, row_bytes_;
-  float square_ = 0;  // of one step
+  std::size_t subspaces_, width_, part_bytes_, row_bytes_;
+  float step_ = 1;
   bool precise_ = false;
+  std::vector<float> least_;        // what 0 stands for, by entry of the vector
   std::vector<std::byte> entries_;  // subspaces x 256 x part_bytes_, parts filled up with equals
 };
 

@@ -2,6 +2,7 @@
 // seeking with selective vector reads; OdinANN, direct insert).
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <thread>
 
 #include "bytes.hpp"
@@ -10,6 +11,11 @@
 #include "index_detail.hpp"
 
 namespace navis {
+namespace {
+
+constexpr std::size_t kNoRow = std::numeric_limits<std::size_t>::max();
+
+}  // namespace
 
 // What was decided from the search's findings; checked again under the commit lock.
 struct Index::Plan {
@@ -66,6 +72,7 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
     Neighbour node;
     const Expanded* expanded = nullptr;
     const float* vector = nullptr;
+    std::size_t row = kNoRow;  // once it is in plan.rows
   };
   std::vector<Candidate> candidates;
   std::vector<std::pair<NodeId, const Exact*>> exact;
@@ -119,15 +126,19 @@ void Index::plan_insert(Traversal& t, const std::byte* raw, Plan& plan) {
   std::vector<Neighbour> sorted;
   sorted.reserve(candidates.size());
   for (const Candidate& c : candidates) sorted.push_back(c.node);
-  // True where both were read, else between codes, decoded only when a comparison needs them: most
-  // candidates are settled by the first few.
+  // True where both were read, else from the vector or code of one to the other's; rows are made
+  // only when a comparison needs them: most candidates are settled by the first few.
   plan.rows.make_room(candidates.size());
+  const auto row_of = [&](Candidate& c) {
+    if (c.row == kNoRow) c.row = c.vector ? plan.rows.add(c.vector) : plan.rows.find(c.node.id);
+    return c.row;
+  };
   const auto kept =
       robust_prune(sorted, degree, s.options.alpha, false, [&](std::size_t a, std::size_t b) {
-        const Candidate &one = candidates[a], &other = candidates[b];
+        Candidate &one = candidates[a], &other = candidates[b];
         if (one.vector && other.vector) return kernels::l2(one.vector, other.vector, dim);
-        return plan.rows.distance(plan.rows.find(one.node.id), plan.rows.find(other.node.id)) +
-               2 * missing;
+        const int codes = (one.vector ? 0 : 1) + (other.vector ? 0 : 1);
+        return plan.rows.distance(row_of(one), row_of(other)) + static_cast<float>(codes) * missing;
       });
   plan.list.clear();
   plan.back.clear();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <span>
 #include <string>
 #include <utility>
@@ -100,6 +101,14 @@ void ProductQuantizer::row(const std::uint8_t* code, std::byte* out) const {
     compact_->decode(code, out);
   } else {
     decode(code, reinterpret_cast<float*>(out));
+  }
+}
+
+void ProductQuantizer::row_of(const float* vector, std::byte* out) const {
+  if (compact_) {
+    compact_->place(vector, dim_, out);
+  } else {
+    std::memcpy(out, vector, dim_ * sizeof(float));
   }
 }
 

@@ -37,6 +37,7 @@ class ProductQuantizer {
   // where those are precise enough, else floats.
   std::size_t row_bytes() const;
   void row(const std::uint8_t* code, std::byte* out) const;  // out: row_bytes(), aligned to 4
+  void row_of(const float* vector, std::byte* out) const;    // of a vector as it is
   float row_distance(const std::byte* a, const std::byte* b) const;  // squared
 
  private:

@@ -50,7 +50,8 @@ TEST_CASE("code rows: distances are the codes', however often all is forgotten")
       rows.begin(*quantized, table.data());
       for (int list = 0; list < 60; ++list) {
         const std::size_t count = 1 + random() % 40;
-        rows.make_room(count);
+        rows.make_room(count + 1);
+        const std::size_t own = rows.add(newcomer.data());
         NodeId before = 0;
         std::size_t row_before = 0;
         for (std::size_t i = 0; i < count; ++i) {
@@ -61,6 +62,7 @@ TEST_CASE("code rows: distances are the codes', however often all is forgotten")
           pq.decode(quantized->code(id), decoded.data());
           CHECK(rows.to_newcomer(at) ==
                 doctest::Approx(kernels::l2(newcomer.data(), decoded.data(), dim)));
+          CHECK(rows.distance(own, at) == doctest::Approx(rows.to_newcomer(at)).epsilon(0.03));
           if (i > 0) {
             const auto other = row(quantized->code(before));
             CHECK(rows.distance(row_before, at) == pq.row_distance(other.data(), mine.data()));

@@ -168,6 +168,36 @@ TEST_CASE("pq: distances between rows are those between decoded vectors, up to 7
   }
 }
 
+TEST_CASE("pq: a vector as a row is as far from codes' rows as it is from what they decode to") {
+  for (const bool wide : {false, true}) {
+    const std::size_t subspaces = 33, width = 6, dim = subspaces * width - 2;
+    std::vector<float> books = normals(subspaces * 256 * width, 12);
+    if (wide) books[0] = 1e6F;
+    const ProductQuantizer pq(dim, subspaces, books);
+    REQUIRE((pq.row_bytes() == dim * sizeof(float)) == wide);
+    at_every_level([&] {
+      for (unsigned seed = 0; seed < 20; ++seed) {
+        const std::vector<float> vector = normals(dim, 200 + seed);
+        std::vector<std::uint8_t> code(subspaces, static_cast<std::uint8_t>(seed + 1));
+        std::vector<float> decoded(dim);
+        std::vector<std::byte> row(pq.row_bytes()), own(pq.row_bytes());
+        pq.decode(code.data(), decoded.data());
+        pq.row(code.data(), row.data());
+        pq.row_of(vector.data(), own.data());
+        const float exact = kernels::l2(vector.data(), decoded.data(), dim);
+        const float tolerance = wide ? 0.0F : 0.03F * exact;
+        CHECK(std::abs(pq.row_distance(own.data(), row.data()) - exact) <= tolerance);
+      }
+      // What no centroid is near is cut off, not wrapped around.
+      const std::vector<float> far(dim, 1e9F), farther(dim, -1e9F);
+      std::vector<std::byte> a(pq.row_bytes()), b(pq.row_bytes());
+      pq.row_of(far.data(), a.data());
+      pq.row_of(farther.data(), b.data());
+      CHECK(pq.row_distance(a.data(), b.data()) > 100);
+    });
+  }
+}
+
 TEST_CASE("pq: where a few entries swallow the rest, rows are floats") {
   const std::size_t subspaces = 24, width = 4, dim = subspaces * width;
   std::vector<float> books = normals(subspaces * 256 * width, 9);
