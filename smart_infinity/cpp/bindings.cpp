@@ -1,0 +1,522 @@
+// The only file that knows pybind11: checks arrays and buffers, releases the GIL, turns errors.
+#include <pybind11/native_enum.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <system_error>
+
+#include "codec.hpp"
+#include "crc32c.hpp"
+#include "engine.hpp"
+
+namespace py = pybind11;
+using namespace smart_infinity;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Bytes = std::span<std::byte>;
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw Error(ErrorKind::bad_input, message);
+}
+
+// A contiguous buffer of anything, in bytes.
+Bytes bytes_of_buffer(const py::buffer& buffer, bool changed) {
+  const py::buffer_info info = buffer.request(changed);
+  py::ssize_t expected = info.itemsize;
+  for (py::ssize_t d = info.ndim; d-- > 0;) {
+    require(info.strides[d] == expected || info.shape[d] <= 1, "a buffer is not contiguous");
+    expected *= info.shape[d];
+  }
+  return {static_cast<std::byte*>(info.ptr),
+          static_cast<std::size_t>(info.size) * static_cast<std::size_t>(info.itemsize)};
+}
+
+std::span<float> floats_of(const py::array& array, bool changed) {
+  require(py::isinstance<Floats>(array) && array.ndim() == 1 &&
+              (array.flags() & py::array::c_style) != 0,
+          "expected a flat, contiguous array of float32");
+  require(!changed || array.writeable(), "the array is read-only");
+  return {static_cast<float*>(const_cast<void*>(array.data())),
+          static_cast<std::size_t>(array.size())};
+}
+
+template <class T>
+std::vector<T> vector_of(const py::array_t<T, py::array::c_style | py::array::forcecast>& array) {
+  require(array.ndim() == 1, "expected a flat array");
+  return {array.data(), array.data() + array.size()};
+}
+
+Shape shape_of(Kind kind, bool momentum, Moments moments, std::uint32_t tile,
+               const py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast>& n) {
+  return {kind, momentum, moments, tile, vector_of(n)};
+}
+
+py::dict dict_of(const Shape& shape) {
+  py::dict found;
+  found["kind"] = shape.kind;
+  found["momentum"] = shape.momentum;
+  found["moments"] = shape.moments;
+  found["tile"] = shape.tile;
+  found["elements"] = py::array_t<std::uint32_t>(static_cast<py::ssize_t>(shape.elements.size()),
+                                                 shape.elements.data());
+  found["arrays"] = shape.arrays();
+  found["record_bytes"] = shape.record_bytes();
+  return found;
+}
+
+// Segments of all tiles as columns, tile by tile.
+struct SegmentColumns {
+  py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast> tile, begin, end, parameter;
+  py::array_t<bool, py::array::c_style | py::array::forcecast> rest;
+  py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast> element;
+};
+
+std::vector<std::vector<Segment>> segments_of(const Shape& shape, const SegmentColumns& c) {
+  std::vector<std::vector<Segment>> all(shape.elements.size());
+  const auto rows = c.tile.size();
+  require(c.begin.size() == rows && c.end.size() == rows && c.parameter.size() == rows &&
+              c.rest.size() == rows && c.element.size() == rows,
+          "columns of segments of different lengths");
+  for (py::ssize_t i = 0; i < rows; ++i) {
+    const std::uint32_t tile = c.tile.at(i);
+    require(tile < all.size(), "a segment of a tile that is not there");
+    const Segment s{c.begin.at(i), c.end.at(i), c.parameter.at(i),
+                    c.rest.at(i) ? kernels::Recipe::rest : kernels::Recipe::whole, c.element.at(i)};
+    const std::uint32_t before = all[tile].empty() ? 0 : all[tile].back().end;
+    require(s.begin >= before && s.begin < s.end && s.end <= shape.elements[tile],
+            "segments of a tile are to be ascending, apart and within it");
+    all[tile].push_back(s);
+  }
+  return all;
+}
+
+std::vector<Hyper> hypers_of(Kind kind, const std::vector<Settings>& settings,
+                             const std::vector<std::uint64_t>& steps, float unscale, float clip) {
+  require(settings.size() == steps.size(), "settings and steps of different lengths");
+  std::vector<Hyper> made;
+  for (std::size_t i = 0; i < settings.size(); ++i) {
+    made.push_back(hyper(kind, settings[i], steps[i], unscale, clip));
+  }
+  return made;
+}
+
+// Updates tiles whose arrays lie one after the other in one buffer, as READ gives them.
+struct Stepper {
+  Shape shape;
+  std::vector<std::vector<Segment>> segments;
+
+  bool run(std::size_t tile, const StepPlan& plan, const py::buffer& gradient, Dtype type,
+           const py::buffer& record, const py::buffer& out, Dtype out_type) const {
+    require(tile < segments.size(), "a tile that is not there");
+    const Bytes g = bytes_of_buffer(gradient, false), all = bytes_of_buffer(record, true);
+    const Bytes to = bytes_of_buffer(out, true);
+    Record in{{}, shape.elements[tile]};
+    std::size_t at = 0;
+    for (std::size_t array = 0; array < shape.arrays(); ++array) {
+      in.arrays[array] = all.data() + at;
+      at += shape.bytes(array, in.n);
+    }
+    require(all.size() >= at, "a record too short for its arrays");
+    require(to.size() >= in.n * bytes_of(out_type), "no room for the parameters");
+    const py::gil_scoped_release unlocked;
+    thread_local TileUpdate update;
+    return update.run(shape, segments[tile], plan, {g, Encoding::dense, type}, in, to.data(),
+                      out_type);
+  }
+};
+
+py::dict dict_of(const EngineCounters& c) {
+  py::dict found;
+  found["read_bytes"] = c.read_bytes;
+  found["write_bytes"] = c.write_bytes;
+  found["landed_read_bytes"] = c.landed_read_bytes;
+  found["landed_write_bytes"] = c.landed_write_bytes;
+  found["reads"] = c.reads;
+  found["writes"] = c.writes;
+  found["tiles"] = c.tiles;
+  found["meta_bytes"] = c.meta_bytes;
+  found["kernel_s"] = c.kernel_s;
+  found["sum_s"] = c.sum_s;
+  return found;
+}
+
+// Errors keep their kind: the package turns it into its own classes.
+void translate(std::exception_ptr thrown) {
+  const auto raise = [](const char* kind, const char* message) {
+    const py::object error = py::module_::import("smart_infinity.errors").attr("from_core");
+    const py::object made = error(kind, message);
+    PyErr_SetObject(py::type::handle_of(made).ptr(), made.ptr());
+  };
+  try {
+    std::rethrow_exception(std::move(thrown));
+  } catch (const Error& error) {
+    constexpr const char* kKinds[] = {"bad_input", "environment", "corrupt", "io", "protocol"};
+    raise(kKinds[static_cast<int>(error.kind())], error.what());
+  } catch (const std::system_error& error) {
+    raise("io", error.what());
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module) {
+  using py::arg;
+  using Unlocked = py::call_guard<py::gil_scoped_release>;
+  py::register_local_exception_translator(translate);
+
+  py::native_enum<Kind>(module, "Kind", "enum.Enum")
+      .value("adamw", Kind::adamw)
+      .value("adam", Kind::adam)
+      .value("adagrad", Kind::adagrad)
+      .value("sgd", Kind::sgd)
+      .finalize();
+  py::native_enum<Dtype>(module, "Dtype", "enum.Enum")
+      .value("float32", Dtype::float32)
+      .value("bfloat16", Dtype::bfloat16)
+      .value("float16", Dtype::float16)
+      .finalize();
+  py::native_enum<Moments>(module, "Moments", "enum.Enum")
+      .value("float32", Moments::float32)
+      .value("bfloat16", Moments::bfloat16)
+      .value("blocks8", Moments::blocks8)
+      .finalize();
+  py::native_enum<Encoding>(module, "Encoding", "enum.Enum")
+      .value("dense", Encoding::dense)
+      .value("topk", Encoding::topk)
+      .finalize();
+
+  py::class_<Settings>(module, "Settings")
+      .def(py::init<>())
+      .def_readwrite("lr", &Settings::lr)
+      .def_readwrite("beta1", &Settings::beta1)
+      .def_readwrite("beta2", &Settings::beta2)
+      .def_readwrite("eps", &Settings::eps)
+      .def_readwrite("weight_decay", &Settings::weight_decay)
+      .def_readwrite("momentum", &Settings::momentum)
+      .def_readwrite("dampening", &Settings::dampening)
+      .def_readwrite("lr_decay", &Settings::lr_decay)
+      .def_readwrite("nesterov", &Settings::nesterov)
+      .def_readwrite("maximize", &Settings::maximize);
+
+  py::class_<SegmentColumns>(module, "Segments")
+      .def(py::init(
+               [](decltype(SegmentColumns::tile) tile, decltype(SegmentColumns::begin) begin,
+                  decltype(SegmentColumns::end) end, decltype(SegmentColumns::parameter) parameter,
+                  decltype(SegmentColumns::rest) rest, decltype(SegmentColumns::element) element) {
+                 return SegmentColumns{std::move(tile),      std::move(begin), std::move(end),
+                                       std::move(parameter), std::move(rest),  std::move(element)};
+               }),
+           arg("tile"), arg("begin"), arg("end"), arg("parameter"), arg("rest"), arg("element"));
+
+  // ------------------------------------------------------------------ state on disk
+  module.def(
+      "create_state",
+      [](const std::filesystem::path& folder, Kind kind, bool momentum, Moments moments,
+         std::uint32_t tile,
+         const py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast>& elements,
+         const std::string& description, std::size_t note_bytes) {
+        const Shape shape = shape_of(kind, momentum, moments, tile, elements);
+        const py::gil_scoped_release unlocked;
+        StateFile::create(folder, shape, description, note_bytes);
+      },
+      arg("folder"), arg("kind"), arg("momentum"), arg("moments"), arg("tile"), arg("elements"),
+      arg("description"), arg("note_bytes"));
+  module.def(
+      "needed_bytes",
+      [](Kind kind, bool momentum, Moments moments, std::uint32_t tile,
+         const py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast>& elements,
+         const std::string& description, std::size_t note_bytes) {
+        return StateFile::needed_bytes(shape_of(kind, momentum, moments, tile, elements),
+                                       description, note_bytes);
+      },
+      arg("kind"), arg("momentum"), arg("moments"), arg("tile"), arg("elements"),
+      arg("description"), arg("note_bytes"));
+  py::class_<StateFile>(module, "State")
+      .def(py::init(&StateFile::open), arg("folder"), arg("readonly") = true)
+      .def_property_readonly("shape", [](const StateFile& s) { return dict_of(s.shape()); })
+      .def_property_readonly("description", &StateFile::description)
+      .def_property_readonly("step", [](const StateFile& s) { return s.committed().step; })
+      .def_property_readonly("note",
+                             [](const StateFile& s) { return py::bytes(s.committed().note); })
+      .def_property_readonly("previous_step",
+                             [](const StateFile& s) {
+                               return s.previous() ? py::cast(s.previous()->step) : py::none();
+                             })
+      .def("offset", &StateFile::offset, arg("tile"), arg("extent"), arg("array"))
+      .def("extent",
+           [](const StateFile& s, std::size_t tile) { return s.committed().table.at(tile).extent; })
+      .def("rollback", &StateFile::rollback, Unlocked())
+      .def(
+          "verify",
+          [](const StateFile& s, bool previous) {
+            std::vector<std::pair<std::size_t, std::size_t>> faults;
+            const py::gil_scoped_release unlocked;
+            require(!previous || s.previous(), "there is no previous step");
+            for (const auto& f : s.verify(previous ? *s.previous() : s.committed())) {
+              faults.emplace_back(f.tile, f.array);
+            }
+            return faults;
+          },
+          arg("previous") = false);
+
+  // ------------------------------------------------------------------ a step
+  py::class_<StepPlan>(module, "Plan")
+      .def(py::init(
+               [](Kind kind, std::uint64_t step, const std::vector<Settings>& settings,
+                  const std::vector<std::uint64_t>& steps,
+                  const py::array_t<std::uint16_t, py::array::c_style | py::array::forcecast>& of,
+                  float unscale, float clip) {
+                 return StepPlan{step, hypers_of(kind, settings, steps, unscale, clip),
+                                 vector_of(of)};
+               }),
+           arg("kind"), arg("step"), arg("settings"), arg("steps"), arg("hyper_of"),
+           arg("unscale") = 1.0F, arg("clip") = 1.0F);
+  // What a device does to a tile, for hosts that update by themselves.
+  py::class_<Stepper>(module, "Stepper")
+      .def(py::init([](Kind kind, bool momentum, Moments moments, std::uint32_t tile,
+                       const py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast>&
+                           elements,
+                       const SegmentColumns& columns) {
+             Stepper made;
+             made.shape = shape_of(kind, momentum, moments, tile, elements);
+             made.segments = segments_of(made.shape, columns);
+             return made;
+           }),
+           arg("kind"), arg("momentum"), arg("moments"), arg("tile"), arg("elements"),
+           arg("segments"))
+      .def("run", &Stepper::run, arg("tile"), arg("plan"), arg("gradient"), arg("type"),
+           arg("record"), arg("out"), arg("out_type"));
+
+  // ------------------------------------------------------------------ the engine
+  py::class_<Engine>(module, "Engine")
+      .def(py::init([](const std::filesystem::path& folder, const SegmentColumns& segments,
+                       unsigned slots, std::uint64_t landing_bytes, double read_rate,
+                       double write_rate, bool trace) {
+             StateFile file = StateFile::open(folder);
+             auto cut = segments_of(file.shape(), segments);
+             return std::make_unique<Engine>(
+                 std::move(file), std::move(cut),
+                 EngineOptions{slots, landing_bytes, read_rate, write_rate, trace});
+           }),
+           arg("folder"), arg("segments"), arg("slots") = 8, arg("landing_bytes") = 0,
+           arg("read_rate") = 0.0, arg("write_rate") = 0.0, arg("trace") = false)
+      .def_property_readonly("shape", [](const Engine& e) { return dict_of(e.file().shape()); })
+      .def_property_readonly("description", [](const Engine& e) { return e.file().description(); })
+      .def_property_readonly("step", [](const Engine& e) { return e.file().committed().step; })
+      .def_property_readonly("note",
+                             [](const Engine& e) { return py::bytes(e.file().committed().note); })
+      .def_property_readonly("previous_step",
+                             [](const Engine& e) {
+                               const auto& p = e.file().previous();
+                               return p ? py::cast(p->step) : py::none();
+                             })
+      .def_property_readonly("io_reason", &Engine::io_reason)
+      .def_property_readonly("direct", &Engine::direct)
+      .def("begin", &Engine::begin, arg("plan"), Unlocked())
+      // Memory named in a job must stay until its event: the caller's slots do.
+      .def(
+          "update",
+          [](Engine& e, std::uint32_t tile, std::uint64_t tag, const py::buffer& gradient,
+             Encoding encoding, Dtype type, const py::buffer& out, Dtype out_type) {
+            Job job;
+            job.tile = tile;
+            job.tag = tag;
+            job.gradient = {bytes_of_buffer(gradient, false), encoding, type};
+            job.out = bytes_of_buffer(out, true);
+            job.out_type = out_type;
+            e.submit(job);
+          },
+          arg("tile"), arg("tag"), arg("gradient"), arg("encoding"), arg("type"), arg("out"),
+          arg("out_type"))
+      .def(
+          "land",
+          [](Engine& e, std::uint32_t tile, std::uint64_t tag, const py::buffer& gradient,
+             Dtype type, bool add) {
+            Job job;
+            job.type = Job::Type::land;
+            job.tile = tile;
+            job.tag = tag;
+            job.gradient = {bytes_of_buffer(gradient, false), Encoding::dense, type};
+            job.add = add;
+            e.submit(job);
+          },
+          arg("tile"), arg("tag"), arg("gradient"), arg("type"), arg("add") = false)
+      .def(
+          "update_landed",
+          [](Engine& e, std::uint32_t tile, std::uint64_t tag, const py::buffer& out,
+             Dtype out_type) {
+            Job job;
+            job.type = Job::Type::update_landed;
+            job.tile = tile;
+            job.tag = tag;
+            job.out = bytes_of_buffer(out, true);
+            job.out_type = out_type;
+            e.submit(job);
+          },
+          arg("tile"), arg("tag"), arg("out"), arg("out_type"))
+      .def(
+          "read",
+          [](Engine& e, std::uint32_t tile, std::uint64_t tag, const py::buffer& out,
+             std::uint32_t mask, bool decoded) {
+            Job job;
+            job.type = Job::Type::read;
+            job.tile = tile;
+            job.tag = tag;
+            job.out = bytes_of_buffer(out, true);
+            job.mask = mask;
+            job.decoded = decoded;
+            e.submit(job);
+          },
+          arg("tile"), arg("tag"), arg("out"), arg("mask"), arg("decoded") = true)
+      .def(
+          "write",
+          [](Engine& e, std::uint32_t tile, std::uint64_t tag, const py::buffer& values,
+             std::uint32_t mask, bool decoded) {
+            Job job;
+            job.type = Job::Type::write;
+            job.tile = tile;
+            job.tag = tag;
+            job.gradient.bytes = bytes_of_buffer(values, false);
+            job.mask = mask;
+            job.decoded = decoded;
+            e.submit(job);
+          },
+          arg("tile"), arg("tag"), arg("values"), arg("mask"), arg("decoded") = true)
+      .def(
+          "next",
+          [](Engine& e, double timeout_s) -> py::object {
+            Event event;
+            bool there = false;
+            {
+              const py::gil_scoped_release unlocked;
+              there = e.next(event, timeout_s);
+            }
+            if (!there) return py::none();
+            constexpr const char* kTypes[] = {"done", "settled", "failed"};
+            constexpr const char* kJobs[] = {"update", "land", "update_landed", "read", "write"};
+            constexpr const char* kErrors[] = {"bad_input", "environment", "corrupt", "io",
+                                               "protocol"};
+            return py::make_tuple(kTypes[static_cast<int>(event.type)],
+                                  kJobs[static_cast<int>(event.job)], event.tile, event.tag,
+                                  event.bytes, event.finite, kErrors[static_cast<int>(event.error)],
+                                  event.message);
+          },
+          arg("timeout_s"))
+      .def(
+          "prepare",
+          [](Engine& e, std::uint64_t step, const std::string& note) { e.prepare(step, note); },
+          arg("step"), arg("note"), Unlocked())
+      .def("commit", &Engine::commit, Unlocked())
+      .def("abandon", &Engine::abandon, Unlocked())
+      .def("rollback", &Engine::rollback, Unlocked())
+      .def_property_readonly("counters", [](const Engine& e) { return dict_of(e.counters()); })
+      .def("take_trace", [](Engine& e) {
+        constexpr const char* kWhats[] = {"read", "update", "write_parameters", "write_moments"};
+        py::list spans;
+        for (const Span& s : e.take_trace()) {
+          spans.append(py::make_tuple(kWhats[static_cast<int>(s.what)], s.tile, s.begin, s.end));
+        }
+        return spans;
+      });
+
+  // ------------------------------------------------------------------ kernels
+  module.def(
+      "update",
+      [](Kind kind, const Settings& settings, std::uint64_t step, float unscale, float clip,
+         bool rest, const py::array& parameters, const py::array& gradients,
+         const std::optional<py::array>& first, const std::optional<py::array>& second) {
+        const std::span<float> p = floats_of(parameters, true), g = floats_of(gradients, false);
+        const std::size_t n = p.size();
+        const std::size_t moments = moments_of(kind, settings.momentum != 0);
+        require(g.size() == n, "parameters and gradients of different lengths");
+        require(first.has_value() == (moments > 0) && second.has_value() == (moments > 1),
+                "this optimizer has " + std::to_string(moments) + " arrays of moments");
+        float* m = first ? floats_of(*first, true).data() : nullptr;
+        float* v = second ? floats_of(*second, true).data() : nullptr;
+        require(!first || static_cast<std::size_t>(first->size()) == n,
+                "moments of another length");
+        require(!second || static_cast<std::size_t>(second->size()) == n,
+                "moments of another length");
+        const Hyper h = hyper(kind, settings, step, unscale, clip);
+        const py::gil_scoped_release unlocked;
+        kernels::update(kind, h, rest ? kernels::Recipe::rest : kernels::Recipe::whole, n, p.data(),
+                        g.data(), m, v);
+      },
+      arg("kind"), arg("settings"), arg("step"), arg("unscale"), arg("clip"), arg("rest"),
+      arg("parameters"), arg("gradients"), arg("first") = py::none(), arg("second") = py::none());
+  module.def(
+      "check_settings", [](Kind kind, const Settings& settings) { hyper(kind, settings, 1, 1, 1); },
+      arg("kind"), arg("settings"));
+  module.def("simd", [] { return kernels::active() == kernels::Level::avx2 ? "avx2" : "generic"; });
+  module.def("use_simd", [](const std::string& name) {
+    require(name == "avx2" || name == "generic", "SIMD level '" + name + "': use generic or avx2");
+    kernels::use(name == "avx2" ? kernels::Level::avx2 : kernels::Level::generic);
+  });
+  module.def(
+      "to_float",
+      [](Dtype type, const py::buffer& values, const py::array& out) {
+        const Bytes from = bytes_of_buffer(values, false);
+        const std::span<float> to = floats_of(out, true);
+        require(from.size() == to.size() * bytes_of(type), "values and out of different lengths");
+        const py::gil_scoped_release unlocked;
+        kernels::to_float(type, from.data(), to.size(), to.data());
+      },
+      arg("type"), arg("values"), arg("out"));
+  module.def(
+      "from_float",
+      [](Dtype type, const py::array& values, const py::buffer& out) {
+        const std::span<float> from = floats_of(values, false);
+        const Bytes to = bytes_of_buffer(out, true);
+        require(to.size() == from.size() * bytes_of(type), "values and out of different lengths");
+        const py::gil_scoped_release unlocked;
+        kernels::from_float(type, from.data(), from.size(), to.data());
+      },
+      arg("type"), arg("values"), arg("out"));
+  module.def("finite", [](const py::array& values) {
+    const std::span<float> all = floats_of(values, false);
+    const py::gil_scoped_release unlocked;
+    return kernels::finite(all.data(), all.size());
+  });
+  module.def("topk_kept", &topk::kept, arg("n"), arg("ratio"));
+  module.def("topk_bytes", &topk::encoded_bytes, arg("n"), arg("k"), arg("values"));
+  module.def(
+      "topk_encode",
+      [](const py::array& gradient, std::size_t k, Dtype values, const py::buffer& out,
+         const std::optional<py::array>& residual) {
+        const std::span<float> g = floats_of(gradient, false);
+        const Bytes to = bytes_of_buffer(out, true);
+        require(k >= 1 && k <= g.size(),
+                "k=" + std::to_string(k) + ": use 1 to " + std::to_string(g.size()));
+        const std::size_t bytes = topk::encoded_bytes(g.size(), k, values);
+        require(to.size() >= bytes, "no room for the encoded gradient");
+        float* left = residual ? floats_of(*residual, true).data() : nullptr;
+        require(!residual || static_cast<std::size_t>(residual->size()) == g.size(),
+                "a residual of another length");
+        const py::gil_scoped_release unlocked;
+        thread_local topk::Scratch scratch;
+        topk::encode(g.data(), g.size(), k, values, to.data(), left, scratch);
+        return bytes;
+      },
+      arg("gradient"), arg("k"), arg("values"), arg("out"), arg("residual") = py::none());
+  module.def(
+      "topk_decode",
+      [](const py::buffer& encoded, Dtype values, const py::array& out) {
+        const Bytes from = bytes_of_buffer(encoded, false);
+        const std::span<float> to = floats_of(out, true);
+        const py::gil_scoped_release unlocked;
+        topk::decode(from, to.size(), values, to.data());
+      },
+      arg("encoded"), arg("values"), arg("out"));
+  module.def(
+      "crc32c",
+      [](const py::buffer& buffer, std::uint32_t crc) {
+        const Bytes bytes = bytes_of_buffer(buffer, false);
+        const py::gil_scoped_release unlocked;
+        return crc32c(crc, bytes.data(), bytes.size());
+      },
+      arg("bytes"), arg("crc") = 0);
+}

@@ -1,0 +1,50 @@
+// Optimizer updates, conversions and sums over arrays; one portable version and one for
+// AVX2+FMA+F16C, chosen at run time, with the same bits. SMART_INFINITY_SIMD=generic|avx2 overrides
+// the choice (an unknown or unsupported value is an Error of kind environment).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "hyper.hpp"
+#include "types.hpp"
+
+namespace smart_infinity::kernels {
+
+enum class Level : std::uint8_t { generic, avx2 };
+
+bool supported(Level level);
+Level active();
+// For tests: use this level from now on.
+void use(Level level);
+
+// torch's fused kernels work on whole registers and finish a tensor's last elements one by one,
+// where the compiler has fused other products: the two give other bits now and then.
+enum class Recipe : std::uint8_t { whole, rest };
+
+// One step over n elements, in place. `first` and `second` are the moments (Adam: mean and
+// variance; AdaGrad: the sum, none; SGD: the momentum or none). Each element's result depends on
+// nothing but its own inputs, so that any cut of the arrays gives the same bits.
+void update(Kind kind, const Hyper& hyper, Recipe recipe, std::size_t n, float* parameters,
+            const float* gradients, float* first, float* second);
+
+// float32 from and to what crosses the link; rounding is to nearest, ties to even, NaNs stay NaNs.
+void to_float(Dtype type, const void* values, std::size_t n, float* out);
+void from_float(Dtype type, const float* values, std::size_t n, void* out);
+
+// Whether all are finite.
+bool finite(const float* values, std::size_t n);
+
+// One level's functions, for kernels_*.cpp only.
+struct Table {
+  void (*update)(Kind, const Hyper&, Recipe, std::size_t, float*, const float*, float*, float*);
+  void (*bf16_to_float)(const void*, std::size_t, float*);
+  void (*f16_to_float)(const void*, std::size_t, float*);
+  void (*float_to_bf16)(const float*, std::size_t, void*);
+  void (*float_to_f16)(const float*, std::size_t, void*);
+  bool (*finite)(const float*, std::size_t);
+};
+const Table* generic_table();
+const Table* avx2_table();
+
+}  // namespace smart_infinity::kernels

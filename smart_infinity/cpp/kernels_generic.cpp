@@ -1,0 +1,55 @@
+#include <bit>
+#include <cstring>
+
+#include "half.hpp"
+#include "kernels.hpp"
+
+namespace smart_infinity::kernels {
+namespace generic {
+namespace {
+
+#include "recipes.inc"
+
+void update(Kind kind, const Hyper& hyper, Recipe recipe, std::size_t n, float* parameters,
+            const float* gradients, float* first, float* second) {
+  steps<One>(kind, hyper, recipe, 0, n, parameters, gradients, first, second);
+}
+
+template <float (*Convert)(std::uint16_t)>
+void halves_to_float(const void* values, std::size_t n, float* out) {
+  for (std::size_t i = 0; i < n; ++i) {
+    std::uint16_t half;  // perhaps at an odd address
+    std::memcpy(&half, static_cast<const char*>(values) + 2 * i, sizeof half);
+    out[i] = Convert(half);
+  }
+}
+
+template <std::uint16_t (*Convert)(float)>
+void float_to_halves(const float* values, std::size_t n, void* out) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::uint16_t half = Convert(values[i]);
+    std::memcpy(static_cast<char*>(out) + 2 * i, &half, sizeof half);
+  }
+}
+
+bool finite(const float* values, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) {
+    if ((std::bit_cast<std::uint32_t>(values[i]) & 0x7F800000U) == 0x7F800000U) return false;
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace generic
+
+const Table* generic_table() {
+  static constexpr Table table{.update = generic::update,
+                               .bf16_to_float = generic::halves_to_float<bf16_to_float>,
+                               .f16_to_float = generic::halves_to_float<f16_to_float>,
+                               .float_to_bf16 = generic::float_to_halves<float_to_bf16>,
+                               .float_to_f16 = generic::float_to_halves<float_to_f16>,
+                               .finite = generic::finite};
+  return &table;
+}
+
+}  // namespace smart_infinity::kernels

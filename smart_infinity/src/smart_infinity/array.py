@@ -1,0 +1,340 @@
+"""All devices of a host as one: opened, brought to one step, stepped and committed together."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from shorthaul.errors import Fault, UserError
+
+from smart_infinity import layout as layouts
+from smart_infinity.client import Device, DeviceOptions, description_of
+from smart_infinity.errors import Corrupt, DeviceLost
+from smart_infinity.kinds import MOMENTS, Optimizer
+from smart_infinity.layout import Parameter
+from smart_infinity.shaper import Shaper
+from smart_infinity.wire import Kind
+
+
+@dataclass(frozen=True)
+class StateOptions:
+    """What is stored, fixed when a state is made.
+
+    Attributes:
+        moments: How moments are stored: float32, bfloat16 or blocks8 (8 bits, blocks of 256).
+        tile: Elements of a tile.
+        note_bytes: Room for what the host stores with each step.
+    """
+
+    moments: str = "float32"
+    tile: int = layouts.DEFAULT_TILE
+    note_bytes: int = 1 << 16
+
+    def __post_init__(self) -> None:
+        if self.moments not in MOMENTS:
+            raise UserError(f"moments={self.moments!r}: use {', '.join(MOMENTS)}")
+
+
+class DeviceArray:
+    """Devices and the layout over them; a step is theirs together or nobody's.
+
+    Args:
+        addresses: Of the devices, see `Device`.
+        parameters: Of the model, in order.
+        kind: Optimizer, and `momentum` whether it keeps moments at all (SGD).
+        options: How devices work.
+        state: What a new state is like; an existing one keeps its own.
+        resume: True: there must be a state; False: there must be none; None: either.
+        weights: Share of each device in a new state; None: equal shares.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str | Path],
+        parameters: Sequence[Parameter],
+        kind: Optimizer,
+        *,
+        momentum: bool = True,
+        options: DeviceOptions | None = None,
+        state: StateOptions | None = None,
+        resume: bool | None = None,
+        weights: Sequence[float] | None = None,
+        slot_bytes: Callable[[int], tuple[int, int]] | None = None,
+        shaper: Shaper | None = None,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        if not addresses:
+            raise UserError("devices=[]: give at least one folder")
+        if len(set(map(str, addresses))) != len(addresses):
+            raise UserError(f"devices {list(map(str, addresses))}: each once")
+        self.kind, self.momentum = kind, momentum
+        self.options = options or DeviceOptions()
+        self.devices: list[Device] = []
+        self._committer: threading.Thread | None = None
+        self._commit_error: BaseException | None = None
+        try:
+            for address in addresses:
+                device = Device(address, self.options, shaper=shaper, token=token, tls=tls)
+                self.devices.append(device)
+            self._open(parameters, state or StateOptions(), resume, weights, slot_bytes)
+        except BaseException:
+            self.kill()
+            raise
+
+    # ------------------------------------------------------------------ opening
+
+    def _open(
+        self,
+        parameters: Sequence[Parameter],
+        state: StateOptions,
+        resume: bool | None,
+        weights: Sequence[float] | None,
+        slot_bytes: Callable[[int], tuple[int, int]] | None,
+    ) -> None:
+        held = [device for device in self.devices if device.state is not None]
+        if held and len(held) < len(self.devices):
+            empty = next(device for device in self.devices if device.state is None)
+            raise UserError(
+                f"{empty.address} holds no state, {held[0].address} does: give all devices of a "
+                "state, or only new folders"
+            )
+        if resume is True and not held:
+            raise UserError(f"{self.devices[0].address} holds no state to resume")
+        if resume is False and held:
+            raise UserError(
+                f"{held[0].address} holds a state already: resume it, or give a new folder"
+            )
+        self.resumed = bool(held)
+        if held:
+            self._adopt(parameters)
+        else:
+            self._create(parameters, state, weights)
+        moments = len(self.kind.arrays) if self.momentum else 0
+        self.arrays = 1 + moments
+        down, up = (slot_bytes or _plain_slots)(self.layout.tile)
+        for d, device in enumerate(self.devices):
+            device.open(self.layout.segments(d), down, up)
+        self._align_steps()
+
+    def _identity(
+        self, device: int, state: StateOptions, weights: Sequence[float]
+    ) -> dict[str, Any]:
+        return {
+            "optimizer": self.kind.name, "momentum": self.momentum, "moments": state.moments,
+            "note_bytes": state.note_bytes, "weights": list(weights),
+            "devices": len(self.devices), "device": device, "align": self._align(state),
+        }  # fmt: skip
+
+    def _align(self, state: StateOptions) -> int:
+        return layouts.BLOCK if state.moments == "blocks8" else 1
+
+    def _create(
+        self, parameters: Sequence[Parameter], state: StateOptions, weights: Sequence[float] | None
+    ) -> None:
+        shares = [1.0] * len(self.devices) if weights is None else list(weights)
+        if len(shares) != len(self.devices):
+            raise UserError(f"{len(shares)} weights for {len(self.devices)} devices")
+        state = replace(state, note_bytes=state.note_bytes + 24 * len(parameters))
+        self.state = state
+        self.layout = layouts.build(
+            parameters, tile=state.tile, weights=shares, align=self._align(state)
+        )
+        self.step, self.note = 0, {}
+        self.weights = shares
+        for d, device in enumerate(self.devices):
+            shape = {
+                "kind": self.kind.name, "momentum": self.momentum, "moments": state.moments,
+                "tile": state.tile, "elements": self.layout.tile_elements(d).tolist(),
+            }  # fmt: skip
+            description = layouts.describe(self.layout, **self._identity(d, state, shares))
+            device.create(shape, description, state.note_bytes)
+
+    def _adopt(self, parameters: Sequence[Parameter]) -> None:
+        """Take the state that is there, if it is this model's, and at one step everywhere."""
+        first = description_of(self.devices[0])
+        state = StateOptions(first["moments"], first["tile"], first["note_bytes"])
+        self.state, self.weights = state, first["weights"]
+        shares = [1.0] * len(self.devices)
+        if len(self.weights) == len(self.devices):
+            shares = self.weights
+        self.layout = layouts.build(
+            parameters, tile=state.tile, weights=shares, align=self._align(state)
+        )
+        for d, device in enumerate(self.devices):
+            wanted = json.loads(
+                layouts.describe(self.layout, **self._identity(d, state, first["weights"]))
+            )
+            layouts.compare(description_of(device), wanted, device.address)
+        self.step = self._reconcile()
+        # Of a device that is at that step, not of one that is still ahead of it.
+        notes = [state["note"] for state in self._states() if state["step"] == self.step]
+        self.note = json.loads(notes[0] or "{}")
+
+    def _states(self) -> list[dict[str, Any]]:
+        return [device.state or {} for device in self.devices]
+
+    def _reconcile(self) -> int:
+        """Find the step that all devices can be at; those ahead by one go back when opened.
+
+        A device commits a step only when all have it on disk, and begins the next only when all
+        have committed: they are at most one step apart, and who is ahead still has the step before.
+        """
+        states = self._states()
+        step = min(state["step"] for state in states)
+        self._behind = [state["step"] != step for state in states]
+        for device, state in zip(self.devices, states, strict=True):
+            if state["step"] != step and state["previous_step"] != step:
+                raise Corrupt(
+                    f"{device.address} is at step {state['step']}, others at {step}, and it has no "
+                    f"step {step} to go back to: see smart-infinity repair"
+                )
+        return int(step)
+
+    def _align_steps(self) -> None:
+        """Take devices that are a step ahead back."""
+        if not self.resumed:
+            return
+        for device, ahead in zip(self.devices, self._behind, strict=True):
+            if ahead:
+                device.command(Kind.ROLLBACK, Kind.DONE)
+                device.welcome["state"]["step"] = self.step
+
+    # ------------------------------------------------------------------ steps
+
+    def begin(self, step: int, plan: dict[str, Any]) -> None:
+        """Tell every device what the coming updates do; `plan` is STEP's body, see `plan`."""
+        for device in self.devices:
+            device.send(Kind.STEP, plan, arg=step)
+        for device in self.devices:
+            device.answer(Kind.DONE)
+
+    def wait_idle(self) -> None:
+        """Wait for every answer of every device; a device's failure is not raised here."""
+        for device in self.devices:
+            device.wait_idle()
+
+    @property
+    def failure(self) -> Exception | None:
+        """The first failure of any device."""
+        return next((d.failure for d in self.devices if d.failure is not None), None)
+
+    def commit(self, step: int, note: dict[str, Any], *, wait: bool = False) -> None:
+        """Make the step's outcome durable everywhere, then current everywhere.
+
+        It goes on behind the caller's back unless `wait`; `settle` waits for it.
+        """
+        self.settle()
+        text = json.dumps(note, separators=(",", ":"))
+        if len(text) > self.state.note_bytes:
+            raise UserError(
+                f"a note of {len(text)} bytes: this state has room for {self.state.note_bytes}"
+            )
+
+        def work() -> None:
+            try:
+                for device in self.devices:
+                    device.send(Kind.PREPARE, {"note": text}, arg=step)
+                for device in self.devices:
+                    device.answer(Kind.PREPARED)
+                for device in self.devices:
+                    device.send(Kind.COMMIT)
+                for device in self.devices:
+                    device.answer(Kind.DONE)
+            except BaseException as error:
+                self._commit_error = error
+
+        self._committer = threading.Thread(target=work, name="committer", daemon=True)
+        self._committer.start()
+        self.pending = (step, note)
+        if wait:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the step before is committed on every device; raise when it was not."""
+        if self._committer is None:
+            return
+        self._committer.join()
+        self._committer = None
+        if self._commit_error is not None:
+            error, self._commit_error = self._commit_error, None
+            raise error
+        self.step, self.note = self.pending
+
+    def abandon(self) -> None:
+        """Forget what was done since the last commit, on every device."""
+        self.wait_idle()
+        for device in self.devices:
+            device.command(Kind.ABANDON, Kind.DONE)
+            device.clear()
+
+    # ------------------------------------------------------------------ end
+
+    def counts(self, trace: bool = False) -> list[dict[str, Any]]:
+        """Give every device's counts, and those of the host's ends of the links.
+
+        The step before is committed when they are taken.
+        """
+        self.settle()
+        return [
+            {
+                "address": device.address,
+                "link": {
+                    "sent": device.link.sent.snapshot(),
+                    "received": device.link.received.snapshot(),
+                },
+                "device": device.counts(trace),
+            }
+            for device in self.devices
+        ]
+
+    def close(self) -> None:
+        """Wait for the last commit, then end all devices."""
+        try:
+            self.settle()
+        finally:
+            for device in self.devices:
+                device.close()
+
+    def kill(self) -> None:
+        """End all devices at once; what was not committed is gone."""
+        for device in self.devices:
+            device.kill()
+
+    def lost(self) -> DeviceLost | None:
+        """The first device that is lost, if any."""
+        found = (device.failure for device in self.devices)
+        return next((error for error in found if isinstance(error, DeviceLost)), None)
+
+
+def plan(
+    settings: Sequence[dict[str, Any]],
+    steps: Sequence[int],
+    hyper_of: np.ndarray[Any, Any],
+    *,
+    unscale: float = 1.0,
+    clip: float = 1.0,
+) -> dict[str, Any]:
+    """Give STEP's body: settings, step counts, and which of them each parameter goes by."""
+    return {
+        "settings": list(settings), "steps": list(steps), "hyper_of": hyper_of.tolist(),
+        "unscale": unscale, "clip": clip,
+    }  # fmt: skip
+
+
+def _plain_slots(tile: int) -> tuple[int, int]:
+    return 4 * tile, 4 * tile
+
+
+def weights_by_speed(rates: Sequence[float]) -> list[float]:
+    """Give devices' shares from their measured speeds, rounded so that noise moves nothing."""
+    if not rates or min(rates) <= 0:
+        raise Fault(f"speeds {list(rates)}: all must be above 0")
+    fastest = max(rates)
+    return [max(round(16 * rate / fastest), 1) / 16 for rate in rates]

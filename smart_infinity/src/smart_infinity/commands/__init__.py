@@ -1,0 +1,1 @@
+"""The verbs of the command line, a module or two each; heavy imports happen when one runs."""

@@ -1,0 +1,113 @@
+"""Gradients that go down while the backward pass still runs (Smart-Infinity, gradient offload).
+
+Each parameter's gradient is copied when it is complete and freed; a tile whose pieces have all come
+is sent and kept by its device until `step()` says what to do with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from shorthaul.errors import UserError
+
+from smart_infinity.layout import BYTES, DTYPES, Piece, Tile
+
+if TYPE_CHECKING:
+    from smart_infinity.optimizer import SmartOptimizer
+
+_TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Offload:
+    """What has gone down of the gradients of the step to come."""
+
+    def __init__(self, optimizer: SmartOptimizer) -> None:
+        self.optimizer = optimizer
+        self.pieces: list[list[tuple[Tile, Piece]]] = [[] for _ in optimizer._params]
+        for tile in optimizer.layout.tiles:
+            for piece in tile.pieces:
+                self.pieces[piece.parameter].append((tile, piece))
+        self.passes = [0] * len(optimizer._params)
+        self.norms: dict[int, torch.Tensor] = {}
+        self.staged: dict[int, tuple[npt.NDArray[np.uint8], int]] = {}
+        for i, param in enumerate(optimizer._params):
+            param.register_post_accumulate_grad_hook(self._hook(i))
+
+    def _hook(self, i: int):
+        def hook(param: torch.Tensor) -> None:
+            self._complete(i, param)
+
+        return hook
+
+    @torch.no_grad()
+    def _complete(self, i: int, param: torch.Tensor) -> None:
+        optimizer = self.optimizer
+        self.passes[i] += 1
+        if self.passes[i] < optimizer.accumulation_steps:
+            return
+        if self.passes[i] > optimizer.accumulation_steps:
+            raise UserError(
+                f"parameter {optimizer._name(i)!r} had {self.passes[i]} backward passes in one "
+                f"step: give accumulation_steps={self.passes[i]}, or offload='step'"
+            )
+        assert param.grad is not None
+        gradient = optimizer._local(param.grad)
+        if optimizer.max_norm is not None:
+            self.norms[i] = torch.linalg.vector_norm(gradient, 2.0)
+        flat = gradient.reshape(-1)
+        for tile, piece in self.pieces[i]:
+            part = flat[piece.element : piece.element + piece.end - piece.begin]
+            self._stage(tile, piece, part)
+        param.grad = None
+
+    def _stage(self, tile: Tile, piece: Piece, part: torch.Tensor) -> None:
+        key = id(tile)
+        name = self.optimizer._grad_type(tile)
+        if key not in self.staged:
+            self.staged[key] = (np.zeros(tile.elements * BYTES[name], np.uint8), 0)
+        staged, arrived = self.staged[key]
+        into = torch.frombuffer(staged, dtype=_TORCH[name])
+        into[piece.begin : piece.end].copy_(part)
+        self.staged[key] = (staged, arrived + 1)
+        if arrived + 1 == len(tile.pieces):
+            self._land(tile)
+
+    def _land(self, tile: Tile) -> None:
+        """Send a tile's gradient, to be kept."""
+        staged, _ = self.staged.pop(id(tile))
+
+        def fill(tile: Tile, area: memoryview) -> tuple[int, int]:
+            np.frombuffer(area, np.uint8, len(staged))[:] = staged
+            return len(staged), DTYPES.index(self.optimizer._grad_type(tile))
+
+        self.optimizer._flow.offload([tile], fill)
+
+    def step(self) -> bool:
+        """Update with what has landed; the optimizer's `step` does the rest."""
+        optimizer = self.optimizer
+        steps = optimizer.accumulation_steps
+        unfinished = [i for i, passes in enumerate(self.passes) if 0 < passes < steps]
+        for i in unfinished:  # fewer passes than said: what there is goes down
+            param = optimizer._params[i]
+            self.passes[i] = steps - 1
+            self._complete(i, param)
+        optimizer._active = [passes > 0 for passes in self.passes]
+        if not any(optimizer._active):
+            return False
+        for tile in optimizer.layout.tiles:
+            if id(tile) in self.staged:  # some of its parameters had no gradient
+                self._land(tile)
+        optimizer.array.wait_idle()
+        if optimizer.array.failure is not None:
+            raise optimizer.array.failure
+        clip = 1.0
+        if optimizer.max_norm is not None:
+            clip = optimizer._clip_from([self.norms[i] for i in sorted(self.norms)])
+        self.passes = [0] * len(self.passes)
+        self.norms.clear()
+        optimizer._begin(clip)
+        optimizer._update(None)
+        return True
