@@ -338,7 +338,8 @@ TEST_CASE("engine: many threads submit at the same time") {
   }
   for (int i = 0; i < 40; ++i) CHECK(driver.wait().type == Event::Type::done);
   for (auto& thread : threads) thread.join();
-  driver.commit(1);
+  driver.engine.prepare(1, "");
+  driver.engine.commit();
   CHECK(driver.engine.counters().tiles == 40);
 }
 

@@ -106,7 +106,7 @@ TEST_CASE("kernels: floats are rounded to nearest, ties to even, at every level"
     values[i] = std::bit_cast<float>(static_cast<std::uint32_t>(random()));
     if (i % 3 == 0) {  // ties, and one beside them
       const std::uint32_t half = static_cast<std::uint32_t>(random()) << 16U;
-      values[i] = std::bit_cast<float>(half | (0x8000U + i % 2));
+      values[i] = std::bit_cast<float>(half | (0x8000U + static_cast<std::uint32_t>(i % 2)));
     }
     if (i % 7 == 0)
       values[i] = std::ldexp(1.0F + static_cast<float>(i % 2048) / 2048, -14 - i % 12);
