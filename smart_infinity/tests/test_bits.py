@@ -19,7 +19,11 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "adam-small-beta1": ("adam", torch.optim.Adam, {"lr": 1e-3, "betas": (0.4, 0.95)}),
     "adam-maximize": ("adam", torch.optim.Adam, {"lr": 1e-3, "maximize": True}),
     "adagrad": ("adagrad", torch.optim.Adagrad, {"lr": 1e-2, "lr_decay": 0.1, "eps": 1e-10}),
-    "adagrad-decay": ("adagrad", torch.optim.Adagrad, {"lr": 1e-2, "weight_decay": 0.01, "eps": 1e-10}),
+    "adagrad-decay": (
+        "adagrad",
+        torch.optim.Adagrad,
+        {"lr": 1e-2, "weight_decay": 0.01, "eps": 1e-10},
+    ),
     "sgd": ("sgd", torch.optim.SGD, {"lr": 1e-2}),
     "sgd-momentum": ("sgd", torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.01}),
     "sgd-nesterov": ("sgd", torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "nesterov": True}),

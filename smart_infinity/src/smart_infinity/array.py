@@ -146,7 +146,8 @@ class DeviceArray:
         self.layout = layouts.build(
             parameters, tile=state.tile, weights=shares, align=self._align(state)
         )
-        self.step, self.note = 0, {}
+        self.step = 0
+        self.note: dict[str, Any] = {}
         self.weights = shares
         for d, device in enumerate(self.devices):
             shape = {

@@ -166,7 +166,7 @@ class OnHost(_Flow):
             if not finite:
                 with self._lock:
                     self.not_finite.append(tile)
-            take(tile, memoryview(out))
+            take(tile, out.data)
             device.slots.down(slot)[: len(record)] = record
             flags = everything << wire.MASK_SHIFT
             device.submit(Kind.WRITE, slot, tile.index, len(record), flags)

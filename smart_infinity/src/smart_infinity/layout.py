@@ -143,7 +143,8 @@ def build(
     for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
         if dtype not in DTYPES:
             raise UserError(f"parameters of type {dtype}: use {', '.join(DTYPES)}")
-        used, pieces = 0, []
+        used = 0
+        pieces: list[Piece] = []
         for number, parameter in enumerate(parameters):
             if parameter.dtype != dtype:
                 continue

@@ -190,7 +190,7 @@ class SmartOptimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------------ a step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step; parameters are the new ones when it returns.
 
         What the devices still write then goes on while the next forward pass runs. A step either

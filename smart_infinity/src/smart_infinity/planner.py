@@ -2,8 +2,8 @@
 
 Whatever moves at the same time counts by its slowest part, whatever follows by its sum:
 
-- near storage, gradients sent ahead: gradients down (and onto the media, where they wait there), then
-  the update, where gradients and state are read, stepped, written and parameters go up, all at once;
+- near storage, gradients sent ahead: gradients down (and onto the media, where they wait there),
+  then the update, where all is read, stepped and written and parameters go up, at once;
 - near storage, gradients with the step: all of it at once;
 - on the host: gradients down, then state and gradients up while state goes down again;
 - the paper's machine moves one way after the other on the host's side, and reads and writes of a
@@ -152,9 +152,7 @@ def forecast(setup: Setup, rates: Rates) -> Forecast:
     landed = gradient if (host or (ahead and setup.landed)) else 0.0
     offload = 0.0
     if ahead:
-        offload = max(
-            _over(gradient * n, r.link_down), _media(n, d, 0.0, landed, r, setup.serial)
-        )
+        offload = max(_over(gradient * n, r.link_down), _media(n, d, 0.0, landed, r, setup.serial))
     parts: dict[str, float] = {}
     if host:
         rising, falling = _over((state + gradient) * n, r.link_up), _over(state * n, r.link_down)

@@ -137,6 +137,3 @@ def measure(folder: Path, mebibytes: int = 512) -> Rates:
         media_read=read, media_write=write, media_both=both, media_all=both, kernel=kernel,
         host_kernel=kernel,
     )  # fmt: skip
-
-
-

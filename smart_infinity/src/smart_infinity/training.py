@@ -119,11 +119,13 @@ def optimizer_for(
             compress = TopK(float(ratio), s.values, s.error_feedback, s.dense_steps)
         except ValueError:
             raise UserError(f"state.compress = {s.compress!r}: write topk:0.01") from None
-    decay = {"weight_decay": t.weight_decay} if s.optimizer != "sgd" else {"momentum": 0.9}
+    more: dict[str, Any] = {"weight_decay": t.weight_decay}
+    if s.optimizer == "sgd":
+        more["momentum"] = 0.9
     return SmartOptimizer(
         model.named_parameters(), devices=devices, optimizer=s.optimizer, lr=t.lr,
         moments=s.moments, tile=s.tile, offload=s.offload, compress=compress,
-        max_norm=t.max_norm or None, accumulation_steps=t.accumulate, **decay, **options,
+        max_norm=t.max_norm or None, accumulation_steps=t.accumulate, **more, **options,
     )  # fmt: skip
 
 
@@ -175,7 +177,7 @@ def train(
             losses.append(total)
             phases.append(dict(getattr(optimizer, "phases", {})))
             said = {"loss": total, "lr": t.rate(step)}
-            if t.evaluate and (step + 1) % t.evaluate == 0 or step + 1 == t.steps:
+            if (t.evaluate and (step + 1) % t.evaluate == 0) or step + 1 == t.steps:
                 held_out[step + 1] = said["held_out"] = evaluate(model, config, text.held_out)
             if on_step is not None:
                 on_step(step + 1, said)

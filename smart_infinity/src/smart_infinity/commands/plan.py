@@ -53,7 +53,7 @@ class Plan(Common):
             "params": self.params, "devices": self.devices, "moment_type": self.moments,
             "serial": serial,
         }  # fmt: skip
-        types = {"grad_dtype": self.grad_dtype, "param_dtype": self.param_dtype}
+        types: dict[str, Any] = {"grad_dtype": self.grad_dtype, "param_dtype": self.param_dtype}
         topk = TopK(self.ratio)
         setups = {
             "host": planner.Setup(placement="host", **common),
