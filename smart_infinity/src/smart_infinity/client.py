@@ -42,6 +42,8 @@ class DeviceOptions:
         read_rate: Bytes a second its media is slowed to, 0 for none (an emulation).
         write_rate: The same for writes.
         shared: Whether payloads may go through shared memory, where it runs on this machine.
+        buffered: Whether it may go through the page cache where a file system refuses O_DIRECT;
+            what is read and written is no longer what the disk does then.
         trace: Whether it notes when what happened.
         timeout_s: Silence after which it counts as lost.
     """
@@ -52,6 +54,7 @@ class DeviceOptions:
     read_rate: float = 0.0
     write_rate: float = 0.0
     shared: bool = True
+    buffered: bool = False
     trace: bool = False
     timeout_s: float = 20.0
 
@@ -173,8 +176,11 @@ class Device:
         """Make a state in the device's folder; it is whole or absent."""
         self.link.send(
             Kind.CREATE,
-            {"shape": shape, "description": description, "note_bytes": note_bytes},
-        )
+            {
+                "shape": shape, "description": description, "note_bytes": note_bytes,
+                "buffered": self.options.buffered,
+            },
+        )  # fmt: skip
         self._reply(Kind.DONE)
         self.welcome["state"] = {"step": 0, "previous_step": None, "note": ""}
         self.welcome["state"]["description"] = description
@@ -187,8 +193,9 @@ class Device:
             {
                 "segments": segments, "slots": o.slots, "window": o.window,
                 "landing_bytes": o.landing_bytes, "read_rate": o.read_rate,
-                "write_rate": o.write_rate, "trace": o.trace, "down_bytes": down_bytes,
-                "up_bytes": up_bytes, "shared": o.shared and self.process is not None,
+                "write_rate": o.write_rate, "buffered": o.buffered, "trace": o.trace,
+                "down_bytes": down_bytes, "up_bytes": up_bytes,
+                "shared": o.shared and self.process is not None,
             },
         )  # fmt: skip
         self.ready = self._reply(Kind.READY).body or {}

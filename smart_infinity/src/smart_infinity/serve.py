@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,12 +93,16 @@ def serve(
         )
     folder.mkdir(parents=True, exist_ok=True)
     sock = listen(address)
-    stopping = False
+    sock.settimeout(0.2)  # how soon a signal is seen between two hosts
+    stopping = threading.Event()
+    current: list[socket.socket] = []
 
     def stop(number: int, frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-        raise KeyboardInterrupt
+        # No exception: the session ends as if its host had gone, its engine in order.
+        stopping.set()
+        for connection in current:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     shown = address
@@ -104,11 +110,13 @@ def serve(
         shown = f"tcp:{where[0]}:{sock.getsockname()[1]}"
     ready(f"device {folder} at {shown}")
     try:
-        while not stopping:
-            connection, _ = sock.accept()
-            _serve_one(connection, folder, token, tls)
-    except KeyboardInterrupt:
-        pass
+        while not stopping.is_set():
+            try:
+                connection, _ = sock.accept()
+            except TimeoutError:
+                continue
+            if not stopping.is_set():
+                _serve_one(connection, folder, token, tls, current)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -118,14 +126,20 @@ def serve(
 
 
 def _serve_one(
-    connection: socket.socket, folder: Path, token: str | None, tls: ssl.SSLContext | None
+    connection: socket.socket,
+    folder: Path,
+    token: str | None,
+    tls: ssl.SSLContext | None,
+    current: list[socket.socket],
 ) -> None:
     connection.settimeout(GREETING_S)
     try:
         if tls is not None:
             connection = tls.wrap_socket(connection, server_side=True)
+        current.append(connection)
         serve_socket(connection, folder, token, local=False)
     except (OSError, ssl.SSLError) as error:
         _log.log(logging.WARNING, "connection refused: %s", error)
     finally:
+        current.clear()
         connection.close()

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shorthaul.errors import ShorthaulError
+from shorthaul.errors import ShorthaulError, UserError
+from shorthaul.uring import File, Mode
 
 from smart_infinity import _core, errors, wire
 from smart_infinity.core_types import DTYPES, plan_of, segments_of
@@ -53,6 +54,7 @@ class Session:
         try:
             self._greet()
             self.link.max_control = wire.MAX_CONTROL
+            self.link.sock.settimeout(None)
             while (frame := self.link.receive()) is not None:
                 if frame.kind is Kind.CLOSE:
                     break
@@ -140,6 +142,7 @@ class Session:
         if self.engine is not None:
             raise ProtocolError("CREATE after OPEN")
         shape = body["shape"]
+        self._check_direct(bool(body["buffered"]))
         _core.create_state(
             self.folder,
             _core.Kind[shape["kind"]],
@@ -152,9 +155,27 @@ class Session:
         )
         self.link.send(Kind.DONE)
 
+    def _check_direct(self, buffered: bool) -> None:
+        """Refuse a file system without O_DIRECT, where its page cache would pass for the disk."""
+        if buffered:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / ".direct-test"
+            direct = File(probe, Mode.create).direct
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written to ({error.strerror})") from error
+        if not direct:
+            raise UserError(
+                f"{self.folder}: its file system refuses O_DIRECT: give a folder on another one, "
+                "or DeviceOptions(buffered=True)"
+            )
+
     def _open(self, body: dict[str, Any]) -> None:
         if self.engine is not None:
             raise ProtocolError("OPEN twice")
+        self._check_direct(bool(body["buffered"]))
         segments = segments_of(body["segments"])
         self.engine = _core.Engine(
             self.folder,

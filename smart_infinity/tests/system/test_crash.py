@@ -17,6 +17,7 @@ from smart_crash_child import gradient, parameters
 from smart_testing import differing_bits
 
 from smart_infinity import SmartOptimizer, keep
+from smart_infinity.client import DeviceOptions
 from smart_infinity.errors import DeviceLost
 from smart_infinity.wire import Kind
 
@@ -166,8 +167,6 @@ def test_killed_between_the_phases_of_a_commit(
 
 
 def test_a_stopped_device_is_named(tmp_path: Path) -> None:
-    from smart_infinity.client import DeviceOptions
-
     params = parameters()
     optimizer = SmartOptimizer(
         params, devices=[tmp_path / "a", tmp_path / "b"], tile=4096,
@@ -211,8 +210,11 @@ def test_no_space_is_said_with_the_bytes_that_are_needed(tmp_path: Path) -> None
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)], check=True)
     try:
-        with pytest.raises(UserError, match=r"needs \d+ bytes \(\d+ MiB\), there are"):
+        with pytest.raises(UserError, match="refuses O_DIRECT: give a folder on another one"):
             SmartOptimizer(parameters(), devices=[small / "a"], tile=4096)
+        options = DeviceOptions(buffered=True)
+        with pytest.raises(UserError, match=r"needs \d+ bytes \(\d+ MiB\), there are"):
+            SmartOptimizer(parameters(), devices=[small / "a"], tile=4096, options=options)
         assert not (small / "a" / "state.smart").exists()
     finally:
         subprocess.run(["umount", str(small)], check=True)
