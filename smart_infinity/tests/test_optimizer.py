@@ -34,7 +34,7 @@ def train(
         if max_norm is not None:
             torch.nn.utils.clip_grad_norm_(net.parameters(), max_norm)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses
 
 
@@ -116,7 +116,7 @@ def test_a_scaler_skips_a_step_with_an_overflow(smart: Make) -> None:
             scaler.unscale_(optimizer)
             scaler.step(optimizer)
             scaler.update()
-            found.append((float(loss), scaler.get_scale()))
+            found.append((float(loss.detach()), scaler.get_scale()))
         losses[name] = found
     assert losses["ours"] == losses["theirs"]
     assert differing_bits(*[list(net.parameters()) for net in nets.values()]) == 0

@@ -239,3 +239,23 @@ def test_a_file_cut_off_under_it_leaves_the_committed_step(
     optimizer.array.kill()
     file.write_bytes(held)
     assert check(folders, reference, 2, 2) == 2
+
+
+@pytest.mark.parametrize("end", ["", "raise KeyboardInterrupt", "raise SystemExit(3)", "del o"])
+def test_a_program_that_just_ends_keeps_its_last_step(end: str, tmp_path: Path) -> None:
+    script = f"""
+import torch
+from smart_infinity import SmartOptimizer
+p = torch.zeros(3000, requires_grad=True)
+o = SmartOptimizer([p], devices=[{str(tmp_path / "a")!r}], tile=1024)
+for _ in range(3):
+    p.grad = torch.ones(3000)
+    o.step()
+print(o.array.devices[0].process.pid, flush=True)
+{end}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    pid = int(done.stdout)
+    assert keep.inspect([tmp_path / "a"])[0].step == 3
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
