@@ -9,7 +9,10 @@
 
 #include "codec.hpp"
 #include "crc32c.hpp"
+#include "cuda/topk_cuda.hpp"
 #include "engine.hpp"
+#include "opencl_update.hpp"
+#include "stepper.hpp"
 
 namespace py = pybind11;
 using namespace smart_infinity;
@@ -45,13 +48,16 @@ std::span<float> floats_of(const py::array& array, bool changed) {
 }
 
 template <class T>
-std::vector<T> vector_of(const py::array_t<T, py::array::c_style | py::array::forcecast>& array) {
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <class T>
+std::vector<T> vector_of(const Array<T>& array) {
   require(array.ndim() == 1, "expected a flat array");
-  return {array.data(), array.data() + array.size()};
+  return std::vector<T>(array.data(), array.data() + array.size());
 }
 
 Shape shape_of(Kind kind, bool momentum, Moments moments, std::uint32_t tile,
-               const py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast>& n) {
+               const Array<std::uint32_t>& n) {
   return {kind, momentum, moments, tile, vector_of(n)};
 }
 
@@ -68,66 +74,29 @@ py::dict dict_of(const Shape& shape) {
   return found;
 }
 
-// Segments of all tiles as columns, tile by tile.
-struct SegmentColumns {
-  py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast> tile, begin, end, parameter;
-  py::array_t<bool, py::array::c_style | py::array::forcecast> rest;
-  py::array_t<std::uint64_t, py::array::c_style | py::array::forcecast> element;
-};
-
-std::vector<std::vector<Segment>> segments_of(const Shape& shape, const SegmentColumns& c) {
-  std::vector<std::vector<Segment>> all(shape.elements.size());
-  const auto rows = c.tile.size();
-  require(c.begin.size() == rows && c.end.size() == rows && c.parameter.size() == rows &&
-              c.rest.size() == rows && c.element.size() == rows,
-          "columns of segments of different lengths");
-  for (py::ssize_t i = 0; i < rows; ++i) {
-    const std::uint32_t tile = c.tile.at(i);
-    require(tile < all.size(), "a segment of a tile that is not there");
-    const Segment s{c.begin.at(i), c.end.at(i), c.parameter.at(i),
-                    c.rest.at(i) ? kernels::Recipe::rest : kernels::Recipe::whole, c.element.at(i)};
-    const std::uint32_t before = all[tile].empty() ? 0 : all[tile].back().end;
-    require(s.begin >= before && s.begin < s.end && s.end <= shape.elements[tile],
-            "segments of a tile are to be ascending, apart and within it");
-    all[tile].push_back(s);
-  }
-  return all;
+// The values of an enumeration count from 0, in the order of their names.
+template <class Enum>
+void def_enum(py::module_& module, const char* name, std::initializer_list<const char*> values) {
+  py::native_enum<Enum> made(module, name, "enum.Enum");
+  int number = 0;
+  for (const char* value : values) made.value(value, static_cast<Enum>(number++));
+  made.finalize();
 }
 
-std::vector<Hyper> hypers_of(Kind kind, const std::vector<Settings>& settings,
-                             const std::vector<std::uint64_t>& steps, float unscale, float clip) {
-  require(settings.size() == steps.size(), "settings and steps of different lengths");
-  std::vector<Hyper> made;
-  for (std::size_t i = 0; i < settings.size(); ++i) {
-    made.push_back(hyper(kind, settings[i], steps[i], unscale, clip));
-  }
-  return made;
+// What a state on disk and an engine on it tell alike.
+template <class Class, class Owner>
+void def_state(Class& bound, const StateFile& (*file)(const Owner&)) {
+  bound.def_property_readonly("shape", [file](const Owner& o) { return dict_of(file(o).shape()); })
+      .def_property_readonly("description",
+                             [file](const Owner& o) { return file(o).description(); })
+      .def_property_readonly("step", [file](const Owner& o) { return file(o).committed().step; })
+      .def_property_readonly("note",
+                             [file](const Owner& o) { return py::bytes(file(o).committed().note); })
+      .def_property_readonly("previous_step", [file](const Owner& o) {
+        const auto& previous = file(o).previous();
+        return previous ? py::cast(previous->step) : py::none();
+      });
 }
-
-// Updates tiles whose arrays lie one after the other in one buffer, as READ gives them.
-struct Stepper {
-  Shape shape;
-  std::vector<std::vector<Segment>> segments;
-
-  bool run(std::size_t tile, const StepPlan& plan, const py::buffer& gradient, Dtype type,
-           const py::buffer& record, const py::buffer& out, Dtype out_type) const {
-    require(tile < segments.size(), "a tile that is not there");
-    const Bytes g = bytes_of_buffer(gradient, false), all = bytes_of_buffer(record, true);
-    const Bytes to = bytes_of_buffer(out, true);
-    Record in{{}, shape.elements[tile]};
-    std::size_t at = 0;
-    for (std::size_t array = 0; array < shape.arrays(); ++array) {
-      in.arrays[array] = all.data() + at;
-      at += shape.bytes(array, in.n);
-    }
-    require(all.size() >= at, "a record too short for its arrays");
-    require(to.size() >= in.n * bytes_of(out_type), "no room for the parameters");
-    const py::gil_scoped_release unlocked;
-    thread_local TileUpdate update;
-    return update.run(shape, segments[tile], plan, {g, Encoding::dense, type}, in, to.data(),
-                      out_type);
-  }
-};
 
 py::dict dict_of(const EngineCounters& c) {
   py::dict found;
@@ -154,8 +123,7 @@ void translate(std::exception_ptr thrown) {
   try {
     std::rethrow_exception(std::move(thrown));
   } catch (const Error& error) {
-    constexpr const char* kKinds[] = {"bad_input", "environment", "corrupt", "io", "protocol"};
-    raise(kKinds[static_cast<int>(error.kind())], error.what());
+    raise(name_of(error.kind()), error.what());
   } catch (const std::system_error& error) {
     raise("io", error.what());
   }
@@ -168,26 +136,11 @@ PYBIND11_MODULE(_core, module) {
   using Unlocked = py::call_guard<py::gil_scoped_release>;
   py::register_local_exception_translator(translate);
 
-  py::native_enum<Kind>(module, "Kind", "enum.Enum")
-      .value("adamw", Kind::adamw)
-      .value("adam", Kind::adam)
-      .value("adagrad", Kind::adagrad)
-      .value("sgd", Kind::sgd)
-      .finalize();
-  py::native_enum<Dtype>(module, "Dtype", "enum.Enum")
-      .value("float32", Dtype::float32)
-      .value("bfloat16", Dtype::bfloat16)
-      .value("float16", Dtype::float16)
-      .finalize();
-  py::native_enum<Moments>(module, "Moments", "enum.Enum")
-      .value("float32", Moments::float32)
-      .value("bfloat16", Moments::bfloat16)
-      .value("blocks8", Moments::blocks8)
-      .finalize();
-  py::native_enum<Encoding>(module, "Encoding", "enum.Enum")
-      .value("dense", Encoding::dense)
-      .value("topk", Encoding::topk)
-      .finalize();
+  def_enum<Kind>(module, "Kind", {"adamw", "adam", "adagrad", "sgd"});
+  def_enum<Dtype>(module, "Dtype", {"float32", "bfloat16", "float16"});
+  def_enum<Moments>(module, "Moments", {"float32", "bfloat16", "blocks8"});
+  def_enum<Encoding>(module, "Encoding", {"dense", "topk"});
+  def_enum<Updater>(module, "Updater", {"cpu", "opencl"});
 
   py::class_<Settings>(module, "Settings")
       .def(py::init<>())
@@ -203,22 +156,20 @@ PYBIND11_MODULE(_core, module) {
       .def_readwrite("maximize", &Settings::maximize);
 
   py::class_<SegmentColumns>(module, "Segments")
-      .def(py::init(
-               [](decltype(SegmentColumns::tile) tile, decltype(SegmentColumns::begin) begin,
-                  decltype(SegmentColumns::end) end, decltype(SegmentColumns::parameter) parameter,
-                  decltype(SegmentColumns::rest) rest, decltype(SegmentColumns::element) element) {
-                 return SegmentColumns{std::move(tile),      std::move(begin), std::move(end),
-                                       std::move(parameter), std::move(rest),  std::move(element)};
-               }),
+      .def(py::init([](const Array<std::uint32_t>& tile, const Array<std::uint32_t>& begin,
+                       const Array<std::uint32_t>& end, const Array<std::uint32_t>& parameter,
+                       const Array<bool>& rest, const Array<std::uint64_t>& element) {
+             return SegmentColumns{vector_of(tile),      vector_of(begin), vector_of(end),
+                                   vector_of(parameter), vector_of(rest),  vector_of(element)};
+           }),
            arg("tile"), arg("begin"), arg("end"), arg("parameter"), arg("rest"), arg("element"));
 
   // ------------------------------------------------------------------ state on disk
   module.def(
       "create_state",
       [](const std::filesystem::path& folder, Kind kind, bool momentum, Moments moments,
-         std::uint32_t tile,
-         const py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast>& elements,
-         const std::string& description, std::size_t note_bytes) {
+         std::uint32_t tile, const Array<std::uint32_t>& elements, const std::string& description,
+         std::size_t note_bytes) {
         const Shape shape = shape_of(kind, momentum, moments, tile, elements);
         const py::gil_scoped_release unlocked;
         StateFile::create(folder, shape, description, note_bytes);
@@ -228,24 +179,17 @@ PYBIND11_MODULE(_core, module) {
   module.def(
       "needed_bytes",
       [](Kind kind, bool momentum, Moments moments, std::uint32_t tile,
-         const py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast>& elements,
-         const std::string& description, std::size_t note_bytes) {
+         const Array<std::uint32_t>& elements, const std::string& description,
+         std::size_t note_bytes) {
         return StateFile::needed_bytes(shape_of(kind, momentum, moments, tile, elements),
                                        description, note_bytes);
       },
       arg("kind"), arg("momentum"), arg("moments"), arg("tile"), arg("elements"),
       arg("description"), arg("note_bytes"));
-  py::class_<StateFile>(module, "State")
-      .def(py::init(&StateFile::open), arg("folder"), arg("readonly") = true)
-      .def_property_readonly("shape", [](const StateFile& s) { return dict_of(s.shape()); })
-      .def_property_readonly("description", &StateFile::description)
-      .def_property_readonly("step", [](const StateFile& s) { return s.committed().step; })
-      .def_property_readonly("note",
-                             [](const StateFile& s) { return py::bytes(s.committed().note); })
-      .def_property_readonly("previous_step",
-                             [](const StateFile& s) {
-                               return s.previous() ? py::cast(s.previous()->step) : py::none();
-                             })
+  py::class_<StateFile> state(module, "State");
+  def_state<py::class_<StateFile>, StateFile>(
+      state, [](const StateFile& s) -> const StateFile& { return s; });
+  state.def(py::init(&StateFile::open), arg("folder"), arg("readonly") = true)
       .def("offset", &StateFile::offset, arg("tile"), arg("extent"), arg("array"))
       .def("extent",
            [](const StateFile& s, std::size_t tile) { return s.committed().table.at(tile).extent; })
@@ -265,55 +209,54 @@ PYBIND11_MODULE(_core, module) {
 
   // ------------------------------------------------------------------ a step
   py::class_<StepPlan>(module, "Plan")
-      .def(py::init(
-               [](Kind kind, std::uint64_t step, const std::vector<Settings>& settings,
-                  const std::vector<std::uint64_t>& steps,
-                  const py::array_t<std::uint16_t, py::array::c_style | py::array::forcecast>& of,
-                  float unscale, float clip) {
-                 return StepPlan{step, hypers_of(kind, settings, steps, unscale, clip),
-                                 vector_of(of)};
-               }),
+      .def(py::init([](Kind kind, std::uint64_t step, const std::vector<Settings>& settings,
+                       const std::vector<std::uint64_t>& steps, const Array<std::uint16_t>& of,
+                       float unscale, float clip) {
+             return StepPlan{step, hypers(kind, settings, steps, unscale, clip), vector_of(of)};
+           }),
            arg("kind"), arg("step"), arg("settings"), arg("steps"), arg("hyper_of"),
            arg("unscale") = 1.0F, arg("clip") = 1.0F);
-  // What a device does to a tile, for hosts that update by themselves.
   py::class_<Stepper>(module, "Stepper")
       .def(py::init([](Kind kind, bool momentum, Moments moments, std::uint32_t tile,
-                       const py::array_t<std::uint32_t, py::array::c_style | py::array::forcecast>&
-                           elements,
-                       const SegmentColumns& columns) {
-             Stepper made;
-             made.shape = shape_of(kind, momentum, moments, tile, elements);
-             made.segments = segments_of(made.shape, columns);
-             return made;
+                       const Array<std::uint32_t>& elements, const SegmentColumns& segments,
+                       Updater updater) {
+             Shape shape = shape_of(kind, momentum, moments, tile, elements);
+             const py::gil_scoped_release unlocked;  // a kernel may be compiled
+             return std::make_unique<Stepper>(std::move(shape), segments, updater);
            }),
            arg("kind"), arg("momentum"), arg("moments"), arg("tile"), arg("elements"),
-           arg("segments"))
-      .def("run", &Stepper::run, arg("tile"), arg("plan"), arg("gradient"), arg("type"),
-           arg("record"), arg("out"), arg("out_type"));
+           arg("segments"), arg("update") = Updater::cpu)
+      .def(
+          "run",
+          [](Stepper& s, std::size_t tile, const StepPlan& plan, const py::buffer& gradient,
+             Dtype type, const py::buffer& record, const py::buffer& out, Dtype out_type,
+             Encoding encoding) {
+            const Gradient given{bytes_of_buffer(gradient, false), encoding, type};
+            const Bytes arrays = bytes_of_buffer(record, true), to = bytes_of_buffer(out, true);
+            const py::gil_scoped_release unlocked;
+            return s.run(tile, plan, given, arrays, to, out_type);
+          },
+          arg("tile"), arg("plan"), arg("gradient"), arg("type"), arg("record"), arg("out"),
+          arg("out_type"), arg("encoding") = Encoding::dense);
 
   // ------------------------------------------------------------------ the engine
-  py::class_<Engine>(module, "Engine")
+  py::class_<Engine> engine(module, "Engine");
+  def_state<py::class_<Engine>, Engine>(
+      engine, [](const Engine& e) -> const StateFile& { return e.file(); });
+  engine
       .def(py::init([](const std::filesystem::path& folder, const SegmentColumns& segments,
                        unsigned slots, std::uint64_t landing_bytes, double read_rate,
-                       double write_rate, bool trace) {
+                       double write_rate, bool trace, Updater update) {
+             const EngineOptions options{slots,      landing_bytes, read_rate,
+                                         write_rate, trace,         update};
+             const py::gil_scoped_release unlocked;  // a kernel may be compiled
              StateFile file = StateFile::open(folder);
              auto cut = segments_of(file.shape(), segments);
-             return std::make_unique<Engine>(
-                 std::move(file), std::move(cut),
-                 EngineOptions{slots, landing_bytes, read_rate, write_rate, trace});
+             return std::make_unique<Engine>(std::move(file), std::move(cut), options);
            }),
            arg("folder"), arg("segments"), arg("slots") = 8, arg("landing_bytes") = 0,
-           arg("read_rate") = 0.0, arg("write_rate") = 0.0, arg("trace") = false)
-      .def_property_readonly("shape", [](const Engine& e) { return dict_of(e.file().shape()); })
-      .def_property_readonly("description", [](const Engine& e) { return e.file().description(); })
-      .def_property_readonly("step", [](const Engine& e) { return e.file().committed().step; })
-      .def_property_readonly("note",
-                             [](const Engine& e) { return py::bytes(e.file().committed().note); })
-      .def_property_readonly("previous_step",
-                             [](const Engine& e) {
-                               const auto& p = e.file().previous();
-                               return p ? py::cast(p->step) : py::none();
-                             })
+           arg("read_rate") = 0.0, arg("write_rate") = 0.0, arg("trace") = false,
+           arg("update") = Updater::cpu)
       .def_property_readonly("io_reason", &Engine::io_reason)
       .def_property_readonly("direct", &Engine::direct)
       .def("begin", &Engine::begin, arg("plan"), Unlocked())
@@ -322,13 +265,8 @@ PYBIND11_MODULE(_core, module) {
           "update",
           [](Engine& e, std::uint32_t tile, std::uint64_t tag, const py::buffer& gradient,
              Encoding encoding, Dtype type, const py::buffer& out, Dtype out_type) {
-            Job job;
-            job.tile = tile;
-            job.tag = tag;
-            job.gradient = {bytes_of_buffer(gradient, false), encoding, type};
-            job.out = bytes_of_buffer(out, true);
-            job.out_type = out_type;
-            e.submit(job);
+            const Gradient given{bytes_of_buffer(gradient, false), encoding, type};
+            e.submit(Job::update(tile, tag, given, bytes_of_buffer(out, true), out_type));
           },
           arg("tile"), arg("tag"), arg("gradient"), arg("encoding"), arg("type"), arg("out"),
           arg("out_type"))
@@ -336,54 +274,29 @@ PYBIND11_MODULE(_core, module) {
           "land",
           [](Engine& e, std::uint32_t tile, std::uint64_t tag, const py::buffer& gradient,
              Dtype type, bool add) {
-            Job job;
-            job.type = Job::Type::land;
-            job.tile = tile;
-            job.tag = tag;
-            job.gradient = {bytes_of_buffer(gradient, false), Encoding::dense, type};
-            job.add = add;
-            e.submit(job);
+            const Gradient given{bytes_of_buffer(gradient, false), Encoding::dense, type};
+            e.submit(Job::land(tile, tag, given, add));
           },
           arg("tile"), arg("tag"), arg("gradient"), arg("type"), arg("add") = false)
       .def(
           "update_landed",
           [](Engine& e, std::uint32_t tile, std::uint64_t tag, const py::buffer& out,
              Dtype out_type) {
-            Job job;
-            job.type = Job::Type::update_landed;
-            job.tile = tile;
-            job.tag = tag;
-            job.out = bytes_of_buffer(out, true);
-            job.out_type = out_type;
-            e.submit(job);
+            e.submit(Job::update_landed(tile, tag, bytes_of_buffer(out, true), out_type));
           },
           arg("tile"), arg("tag"), arg("out"), arg("out_type"))
       .def(
           "read",
           [](Engine& e, std::uint32_t tile, std::uint64_t tag, const py::buffer& out,
              std::uint32_t mask, bool decoded) {
-            Job job;
-            job.type = Job::Type::read;
-            job.tile = tile;
-            job.tag = tag;
-            job.out = bytes_of_buffer(out, true);
-            job.mask = mask;
-            job.decoded = decoded;
-            e.submit(job);
+            e.submit(Job::read(tile, tag, bytes_of_buffer(out, true), mask, decoded));
           },
           arg("tile"), arg("tag"), arg("out"), arg("mask"), arg("decoded") = true)
       .def(
           "write",
           [](Engine& e, std::uint32_t tile, std::uint64_t tag, const py::buffer& values,
              std::uint32_t mask, bool decoded) {
-            Job job;
-            job.type = Job::Type::write;
-            job.tile = tile;
-            job.tag = tag;
-            job.gradient.bytes = bytes_of_buffer(values, false);
-            job.mask = mask;
-            job.decoded = decoded;
-            e.submit(job);
+            e.submit(Job::write(tile, tag, bytes_of_buffer(values, false), mask, decoded));
           },
           arg("tile"), arg("tag"), arg("values"), arg("mask"), arg("decoded") = true)
       .def(
@@ -398,12 +311,9 @@ PYBIND11_MODULE(_core, module) {
             if (!there) return py::none();
             constexpr const char* kTypes[] = {"done", "settled", "failed"};
             constexpr const char* kJobs[] = {"update", "land", "update_landed", "read", "write"};
-            constexpr const char* kErrors[] = {"bad_input", "environment", "corrupt", "io",
-                                               "protocol"};
             return py::make_tuple(kTypes[static_cast<int>(event.type)],
                                   kJobs[static_cast<int>(event.job)], event.tile, event.tag,
-                                  event.bytes, event.finite, kErrors[static_cast<int>(event.error)],
-                                  event.message);
+                                  event.bytes, event.finite, name_of(event.error), event.message);
           },
           arg("timeout_s"))
       .def(
@@ -430,21 +340,21 @@ PYBIND11_MODULE(_core, module) {
          bool rest, const py::array& parameters, const py::array& gradients,
          const std::optional<py::array>& first, const std::optional<py::array>& second) {
         const std::span<float> p = floats_of(parameters, true), g = floats_of(gradients, false);
-        const std::size_t n = p.size();
         const std::size_t moments = moments_of(kind, settings.momentum != 0);
-        require(g.size() == n, "parameters and gradients of different lengths");
+        require(g.size() == p.size(), "parameters and gradients of different lengths");
         require(first.has_value() == (moments > 0) && second.has_value() == (moments > 1),
                 "this optimizer has " + std::to_string(moments) + " arrays of moments");
-        float* m = first ? floats_of(*first, true).data() : nullptr;
-        float* v = second ? floats_of(*second, true).data() : nullptr;
-        require(!first || static_cast<std::size_t>(first->size()) == n,
-                "moments of another length");
-        require(!second || static_cast<std::size_t>(second->size()) == n,
-                "moments of another length");
+        const auto moment = [&](const std::optional<py::array>& array) -> float* {
+          if (!array) return nullptr;
+          const std::span<float> found = floats_of(*array, true);
+          require(found.size() == p.size(), "moments of another length");
+          return found.data();
+        };
+        float *m = moment(first), *v = moment(second);
         const Hyper h = hyper(kind, settings, step, unscale, clip);
         const py::gil_scoped_release unlocked;
-        kernels::update(kind, h, rest ? kernels::Recipe::rest : kernels::Recipe::whole, n, p.data(),
-                        g.data(), m, v);
+        kernels::update(kind, h, rest ? kernels::Recipe::rest : kernels::Recipe::whole, p.size(),
+                        p.data(), g.data(), m, v);
       },
       arg("kind"), arg("settings"), arg("step"), arg("unscale"), arg("clip"), arg("rest"),
       arg("parameters"), arg("gradients"), arg("first") = py::none(), arg("second") = py::none());
@@ -476,6 +386,9 @@ PYBIND11_MODULE(_core, module) {
         kernels::from_float(type, from.data(), from.size(), to.data());
       },
       arg("type"), arg("values"), arg("out"));
+  // Why there is no OpenCL device, or an empty text; and which one there is.
+  module.def("opencl_reason", &opencl::unavailable_reason, Unlocked());
+  module.def("opencl_device", &opencl::device_name, Unlocked());
   module.def("finite", [](const py::array& values) {
     const std::span<float> all = floats_of(values, false);
     const py::gil_scoped_release unlocked;
@@ -489,10 +402,7 @@ PYBIND11_MODULE(_core, module) {
          const std::optional<py::array>& residual) {
         const std::span<float> g = floats_of(gradient, false);
         const Bytes to = bytes_of_buffer(out, true);
-        require(k >= 1 && k <= g.size(),
-                "k=" + std::to_string(k) + ": use 1 to " + std::to_string(g.size()));
-        const std::size_t bytes = topk::encoded_bytes(g.size(), k, values);
-        require(to.size() >= bytes, "no room for the encoded gradient");
+        const std::size_t bytes = topk::checked_bytes(g.size(), k, values, to.size());
         float* left = residual ? floats_of(*residual, true).data() : nullptr;
         require(!residual || static_cast<std::size_t>(residual->size()) == g.size(),
                 "a residual of another length");
@@ -502,6 +412,23 @@ PYBIND11_MODULE(_core, module) {
         return bytes;
       },
       arg("gradient"), arg("k"), arg("values"), arg("out"), arg("residual") = py::none());
+  // The same on a GPU: `gradient` and `residual` (0: none) are addresses of n floats there,
+  // `stream` that of a cudaStream_t. Whose memory it is, and that it stays, is the caller's to
+  // know.
+  module.def(
+      "cuda_topk_encode",
+      [](int device, std::uintptr_t stream, std::uintptr_t gradient, std::size_t n, std::size_t k,
+         Dtype values, const py::buffer& out, std::uintptr_t residual) {
+        const Bytes to = bytes_of_buffer(out, true);
+        const std::size_t bytes = topk::checked_bytes(n, k, values, to.size());
+        const py::gil_scoped_release unlocked;
+        cuda::topk_encode(device, stream, reinterpret_cast<const float*>(gradient), n, k, values,
+                          to.data(), reinterpret_cast<float*>(residual));
+        return bytes;
+      },
+      arg("device"), arg("stream"), arg("gradient"), arg("n"), arg("k"), arg("values"), arg("out"),
+      arg("residual") = 0);
+  module.def("cuda_reason", &cuda::unavailable_reason, Unlocked());
   module.def(
       "topk_decode",
       [](const py::buffer& encoded, Dtype values, const py::array& out) {

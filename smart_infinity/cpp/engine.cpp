@@ -1,49 +1,17 @@
 #include "engine.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <system_error>
 #include <utility>
 
 #include "crc32c.hpp"
+#include "engine_slot.hpp"
 
 namespace smart_infinity {
 
 using shorthaul::uring::Buffer;
 using shorthaul::uring::Completion;
 using shorthaul::uring::File;
-
-namespace {
-
-constexpr unsigned kLanded = 3;  // what a transfer is of: array 0 to 2, or a landed gradient
-constexpr unsigned kWrites = 4;  // added where it is a write
-constexpr std::uint32_t kLandedBit = 1U << kLanded;
-
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-const char* name_of(unsigned what) {
-  constexpr const char* kNames[] = {"parameters", "first moments", "second moments", "gradients"};
-  return kNames[what];
-}
-
-}  // namespace
-
-struct Engine::Slot {
-  std::size_t index = 0;
-  Job job;
-  Buffer record;    // the arrays, each in whole pages
-  Buffer gradient;  // landed, when one is on disk
-  Record in_memory;
-  std::uint32_t read_mask = 0;
-  unsigned awaiting = 0;  // transfers
-  bool writing = false;
-  Entry entry;  // of what is being written
-  double read_begin = 0, parameters_begin = 0, moments_begin = 0;
-  int error = 0;
-  unsigned error_what = 0;
-};
 
 Engine::Engine(StateFile file, std::vector<std::vector<Segment>> segments,
                const EngineOptions& options)
@@ -56,6 +24,7 @@ Engine::Engine(StateFile file, std::vector<std::vector<Segment>> segments,
       landing_(file_.folder(), file_.shape().elements,
                (file_.shape().tile * sizeof(float) + kPage - 1) / kPage * kPage,
                options.landing_bytes),
+      update_(tile_update(options.update, file_.shape())),
       read_pacer_(options.read_rate),
       write_pacer_(options.write_rate) {
   if (segments_.size() != table_.size()) {
@@ -225,12 +194,12 @@ void Engine::fail(Slot& slot, ErrorKind kind, const std::string& message) {
 void Engine::take_jobs(bool wait) {
   std::unique_lock lock(mutex_);
   const auto awake = [this] { return stop_ || !queue_.empty(); };
-  if (wait && deferred_.empty()) {
+  if (wait && held_.empty()) {
     wake_.wait(lock, awake);
   } else if (wait) {
-    const auto due = std::min_element(deferred_.begin(), deferred_.end(),
-                                      [](auto& a, auto& b) { return a.when < b.when; });
-    wake_.wait_until(lock, due->when, awake);
+    const auto next = std::min_element(held_.begin(), held_.end(),
+                                       [](auto& a, auto& b) { return a.until < b.until; });
+    wake_.wait_until(lock, next->until, awake);
   }
   pending_.insert(pending_.end(), queue_.begin(), queue_.end());
   queue_.clear();
@@ -238,23 +207,28 @@ void Engine::take_jobs(bool wait) {
 
 void Engine::run() {
   std::vector<Completion> completions;
+  bool blocked = false;  // what is pending waits for a slot or a tile, and nothing has ended since
   for (;;) {
     const bool moving = ring_->in_flight() > 0 || !ready_.empty();
-    // Whatever kept a pending job from its slot or its tile may have ended a moment ago.
-    take_jobs(!moving && pending_.empty());
+    take_jobs(!moving && (pending_.empty() || blocked));
+    bool stopping = false;
     {
       const std::lock_guard lock(mutex_);
       if (stop_ && free_.size() == slots_.size()) return;
-      if (stop_) pending_.clear();
+      stopping = stop_;
     }
+    if (stopping) pending_.clear();
+    if (!held_.empty()) release_held(stopping);
     while (!pending_.empty() && start(pending_.front())) pending_.pop_front();
-    issue_due();
+    blocked = !pending_.empty();
     if (ring_->in_flight() > 0) {
+      blocked = false;
       completions.clear();
       ring_->submit_and_wait(ready_.empty() ? 1 : 0, completions);
-      for (const Completion& done : completions) completed(done);
+      for (const Completion& done : completions) arrived(done);
     }
     if (!ready_.empty()) {
+      blocked = false;
       Slot& slot = *ready_.front();
       ready_.pop_front();
       try {
@@ -311,55 +285,38 @@ bool Engine::start(const Job& job) {
   return true;
 }
 
-// A gradient that stays in memory needs no slot. False where it goes to disk.
-bool Engine::land(const Job& job) {
-  Landing::Landed& landed = landing_.at(job.tile);
-  const std::size_t n = landing_.elements(job.tile);
-  const Gradient& g = job.gradient;
-  if (g.encoding != Encoding::dense || g.bytes.size() != n * bytes_of(g.type)) {
-    return false;  // refused with a slot in hand
-  }
-  if (!job.add && landed.where == Landing::Where::memory) landing_.drop(job.tile);
-  if (landed.where == Landing::Where::disk) return false;
-  if (landed.where == Landing::Where::memory) {
-    std::vector<float> sum(n), more(n);
-    kernels::to_float(landed.type, landed.bytes.get(), n, sum.data());
-    kernels::to_float(g.type, g.bytes.data(), n, more.data());
-    for (std::size_t i = 0; i < n; ++i) sum[i] += more[i];
-    std::memcpy(landed.bytes.get(), sum.data(), n * sizeof(float));
-    landed.type = Dtype::float32;
-  } else {
-    if (!landing_.take_memory(job.tile)) return false;
-    std::memcpy(landed.bytes.get(), g.bytes.data(), g.bytes.size());
-    landed.type = g.type;
-  }
-  emit(job, Event::Type::done, 0, true);
-  return true;
-}
-
 void Engine::transfer(Slot& slot, bool writes, const File& file, std::uint64_t offset,
                       std::span<std::byte> bytes, unsigned what) {
   ++slot.awaiting;
-  auto& pacer = writes ? write_pacer_ : read_pacer_;
-  deferred_.push_back({pacer.take(bytes.size()), &slot, writes, &file, offset, bytes, what});
+  const unsigned which = what + (writes ? kWrites : 0);
+  slot.until[which] = (writes ? write_pacer_ : read_pacer_).take(bytes.size());
+  const std::uint64_t tag = slot.index * 8 + which;
+  if (writes) {
+    ring_->write(file, offset, bytes, tag);
+  } else {
+    ring_->read(file, offset, bytes, tag);
+  }
 }
 
-void Engine::issue_due() {
-  const auto now = Pacer::Clock::now();
-  std::size_t kept = 0;
-  for (const Deferred& d : deferred_) {
-    if (d.when > now) {
-      deferred_[kept++] = d;
-      continue;
-    }
-    const std::uint64_t tag = d.slot->index * 8 + d.what + (d.writes ? kWrites : 0);
-    if (d.writes) {
-      ring_->write(*d.file, d.offset, d.bytes, tag);
-    } else {
-      ring_->read(*d.file, d.offset, d.bytes, tag);
-    }
+// A slowed medium is a real transfer whose end is told when its rate allows.
+void Engine::arrived(const Completion& done) {
+  const auto until = slots_[done.tag / 8]->until[done.tag % 8];
+  if (until > Pacer::Clock::now()) {
+    held_.push_back({until, done});
+  } else {
+    completed(done);
   }
-  deferred_.resize(kept);
+}
+
+void Engine::release_held(bool all) {
+  const auto now = Pacer::Clock::now();
+  std::vector<Completion> due;
+  std::erase_if(held_, [&](const Held& held) {
+    if (!all && held.until > now) return false;
+    due.push_back(held.done);
+    return true;
+  });
+  for (const Completion& done : due) completed(done);
 }
 
 void Engine::read(Slot& slot, std::uint32_t mask, bool landed) {
@@ -417,8 +374,8 @@ void Engine::completed(const Completion& done) {
     const unsigned at = slot.error_what % kWrites;
     const File& file = at == kLanded ? landing_.file() : file_.file();
     fail(slot, ErrorKind::io,
-         std::string(slot.error_what >= kWrites ? "writing " : "reading ") + name_of(at) + " of " +
-             file.path().string() + ": " + std::generic_category().message(slot.error));
+         std::string(slot.error_what >= kWrites ? "writing " : "reading ") + array_name(at) +
+             " of " + file.path().string() + ": " + std::generic_category().message(slot.error));
     return;
   }
   if (!slot.writing) {
@@ -434,176 +391,6 @@ void Engine::completed(const Completion& done) {
     emit(job, Event::Type::settled, 0, true);
   }
   finish(slot);
-}
-
-// What was read is what was written, or nothing is done with it.
-void Engine::verify(Slot& slot) {
-  const double begin = now_s();
-  const Entry& entry = table_[slot.job.tile];
-  for (unsigned array = 0; array < file_.shape().arrays(); ++array) {
-    if ((slot.read_mask >> array & 1U) == 0) continue;
-    const std::size_t bytes = file_.shape().stored_bytes(array, slot.in_memory.n);
-    if (page_sum(slot.in_memory.arrays[array], bytes) != entry.sums[array]) {
-      throw Error(ErrorKind::corrupt, std::string("the ") + name_of(array) + " in " +
-                                          file_.file().path().string() +
-                                          " are damaged (checksum); see smart-infinity repair");
-    }
-  }
-  const std::lock_guard lock(mutex_);
-  counters_.sum_s += now_s() - begin;
-}
-
-void Engine::work(Slot& slot) {
-  verify(slot);
-  switch (slot.job.type) {
-    case Job::Type::update:
-    case Job::Type::update_landed:
-      step(slot);
-      break;
-    case Job::Type::land:
-      write_landed(slot);
-      break;
-    case Job::Type::read:
-      hand_out(slot);
-      break;
-    case Job::Type::write: {
-      const Shape& shape = file_.shape();
-      const std::size_t n = slot.in_memory.n;
-      std::span<const std::byte> from = slot.job.gradient.bytes;
-      for (std::size_t array = 0; array < shape.arrays(); ++array) {
-        if ((slot.job.mask >> array & 1U) == 0) continue;
-        const std::size_t bytes = slot.job.decoded ? n * sizeof(float) : shape.bytes(array, n);
-        if (from.size() < bytes) throw Error(ErrorKind::bad_input, "fewer bytes than its arrays");
-        std::byte* to = slot.in_memory.arrays[array];
-        std::memset(to, 0, shape.stored_bytes(array, n));
-        if (slot.job.decoded) {
-          std::vector<float> values(n);
-          std::memcpy(values.data(), from.data(), bytes);
-          encode_array(shape, array, segments_[slot.job.tile], plan_.step, values.data(), n, to);
-        } else {
-          std::memcpy(to, from.data(), bytes);
-        }
-        from = from.subspan(bytes);
-      }
-      if (!from.empty()) throw Error(ErrorKind::bad_input, "more bytes than its arrays");
-      emit(slot.job, Event::Type::done, 0, true);
-      write_back(slot);
-      break;
-    }
-  }
-}
-
-void Engine::step(Slot& slot) {
-  const Job& job = slot.job;
-  Gradient gradient = job.gradient;
-  if (job.type == Job::Type::update_landed) {
-    const Landing::Landed& landed = landing_.at(job.tile);
-    const std::byte* bytes =
-        landed.where == Landing::Where::memory ? landed.bytes.get() : slot.gradient.data();
-    gradient = {{bytes, slot.in_memory.n * bytes_of(landed.type)}, Encoding::dense, landed.type};
-  }
-  const std::size_t bytes = job.out.empty() ? 0 : slot.in_memory.n * bytes_of(job.out_type);
-  if (job.out.size() < bytes) throw Error(ErrorKind::bad_input, "no room to hand parameters up");
-  const double begin = now_s();
-  const bool finite =
-      update_.run(file_.shape(), segments_[job.tile], plan_, gradient, slot.in_memory,
-                  bytes > 0 ? job.out.data() : nullptr, job.out_type);
-  const double end = now_s();
-  updated_[job.tile] = 1;
-  if (job.type == Job::Type::update_landed) landing_.drop(job.tile);
-  {
-    const std::lock_guard lock(mutex_);
-    counters_.kernel_s += end - begin;
-    ++counters_.tiles;
-    if (options_.trace) trace_.push_back({Span::What::update, job.tile, begin, end});
-  }
-  emit(job, Event::Type::done, bytes, finite);
-  write_back(slot);
-}
-
-void Engine::hand_out(Slot& slot) {
-  const Job& job = slot.job;
-  const Shape& shape = file_.shape();
-  const std::size_t n = slot.in_memory.n;
-  std::size_t at = 0;
-  const auto room = [&](std::size_t bytes) {
-    if (job.out.size() - at < bytes) throw Error(ErrorKind::bad_input, "no room to read into");
-    return job.out.data() + at;
-  };
-  for (std::size_t array = 0; array < shape.arrays(); ++array) {
-    if ((job.mask >> array & 1U) == 0) continue;
-    const std::size_t bytes = job.decoded ? n * sizeof(float) : shape.bytes(array, n);
-    std::byte* out = room(bytes);
-    if (job.decoded) {
-      decode_array(shape, array, slot.in_memory.arrays[array], n, reinterpret_cast<float*>(out));
-    } else {
-      std::memcpy(out, slot.in_memory.arrays[array], bytes);
-    }
-    at += bytes;
-  }
-  if ((job.mask & kLandedBit) != 0) {
-    const Landing::Landed& landed = landing_.at(job.tile);
-    if (landed.where == Landing::Where::nowhere) {
-      throw Error(ErrorKind::protocol, "no gradient has landed");
-    }
-    const std::size_t bytes = n * bytes_of(landed.type);
-    std::memcpy(room(bytes),
-                landed.where == Landing::Where::memory ? landed.bytes.get() : slot.gradient.data(),
-                bytes);
-    at += bytes;
-    landing_.drop(job.tile);
-  }
-  emit(job, Event::Type::done, at, true);
-  finish(slot);
-}
-
-// Beside the committed state, parameters first.
-void Engine::write_back(Slot& slot) {
-  const std::uint32_t tile = slot.job.tile;
-  const Shape& shape = file_.shape();
-  const double begin = now_s();
-  slot.entry.extent = 1 - file_.committed().table[tile].extent;
-  for (std::size_t array = 0; array < shape.arrays(); ++array) {
-    slot.entry.sums[array] =
-        page_sum(slot.in_memory.arrays[array], shape.stored_bytes(array, slot.in_memory.n));
-  }
-  {
-    const std::lock_guard lock(mutex_);
-    counters_.sum_s += now_s() - begin;
-  }
-  slot.writing = true;
-  slot.parameters_begin = slot.moments_begin = now_s();
-  for (unsigned array = 0; array < shape.arrays(); ++array) {
-    transfer(slot, true, file_.file(), file_.offset(tile, slot.entry.extent, array),
-             {slot.in_memory.arrays[array], shape.stored_bytes(array, slot.in_memory.n)}, array);
-  }
-}
-
-void Engine::write_landed(Slot& slot) {
-  const Job& job = slot.job;
-  const std::size_t n = slot.in_memory.n;
-  const Gradient& g = job.gradient;
-  Landing::Landed& landed = landing_.at(job.tile);
-  if (g.encoding != Encoding::dense || g.bytes.size() != n * bytes_of(g.type)) {
-    throw Error(ErrorKind::bad_input, "a gradient of " + std::to_string(g.bytes.size()) +
-                                          " bytes to land for " + std::to_string(n) + " elements");
-  }
-  std::size_t bytes = g.bytes.size();
-  if (job.add && landed.where == Landing::Where::disk) {
-    std::vector<float> sum(n), more(n);
-    kernels::to_float(landed.type, slot.gradient.data(), n, sum.data());
-    kernels::to_float(g.type, g.bytes.data(), n, more.data());
-    for (std::size_t i = 0; i < n; ++i) sum[i] += more[i];
-    bytes = n * sizeof(float);
-    std::memcpy(slot.gradient.data(), sum.data(), bytes);
-    landed.type = Dtype::float32;
-  } else {
-    std::memcpy(slot.gradient.data(), g.bytes.data(), bytes);
-    landed.type = g.type;
-  }
-  slot.writing = true;
-  transfer(slot, true, landing_.file(), landing_.offset(job.tile),
-           slot.gradient.span(0, (bytes + kPage - 1) / kPage * kPage), kLanded);
 }
 
 }  // namespace smart_infinity

@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+#include "job.hpp"
 #include "landing.hpp"
 #include "pacer.hpp"
 #include "state_file.hpp"
@@ -27,41 +28,7 @@ struct EngineOptions {
   std::uint64_t landing_bytes = 0;  // gradients kept in memory until their step; the rest on disk
   double read_rate = 0, write_rate = 0;  // bytes a second that this device's media is slowed to
   bool trace = false;
-};
-
-// What to do with a tile. Memory that a job names must stay until its event.
-struct Job {
-  enum class Type : std::uint8_t {
-    update,  // with `gradient`; `out` takes the parameters
-    land,    // keeps `gradient` until update_landed, added to what is there if `add`
-    update_landed,
-    read,   // arrays in `mask` to `out`, as floats where `decoded`, else as stored;
-            // bit 3: the landed gradient too
-    write,  // arrays in `mask` from `gradient.bytes`, as floats where `decoded`; others stay
-  };
-  Type type = Type::update;
-  std::uint32_t tile = 0;
-  std::uint64_t tag = 0;
-  Gradient gradient;
-  bool add = false;
-  std::span<std::byte> out;
-  Dtype out_type = Dtype::float32;
-  std::uint32_t mask = 0;
-  bool decoded = false;
-};
-
-struct Event {
-  // done: `out` is written and `gradient` is free. settled: the tile is on disk as well (not yet
-  // synced). A job of which nothing is left to write gives done alone.
-  enum class Type : std::uint8_t { done, settled, failed };
-  Type type = Type::done;
-  Job::Type job = Job::Type::update;
-  std::uint32_t tile = 0;
-  std::uint64_t tag = 0;
-  std::size_t bytes = 0;  // in `out`
-  bool finite = true;     // update: whether the gradient was
-  ErrorKind error = ErrorKind::io;
-  std::string message;
+  Updater update = Updater::cpu;
 };
 
 // When a tile's work began and ended, in seconds on CLOCK_MONOTONIC.
@@ -110,14 +77,9 @@ class Engine {
 
  private:
   struct Slot;
-  struct Deferred {
-    Pacer::Clock::time_point when;
-    Slot* slot;
-    bool writes;
-    const shorthaul::uring::File* file;
-    std::uint64_t offset;
-    std::span<std::byte> bytes;
-    unsigned what;
+  struct Held {
+    Pacer::Clock::time_point until;
+    shorthaul::uring::Completion done;
   };
   void run();
   void take_jobs(bool wait);
@@ -129,13 +91,14 @@ class Engine {
   void hand_out(Slot& slot);
   void write_back(Slot& slot);
   void write_landed(Slot& slot);
+  void arrived(const shorthaul::uring::Completion& done);
+  void release_held(bool all);
   void completed(const shorthaul::uring::Completion& done);
   void finish(Slot& slot);
   void fail(Slot& slot, ErrorKind kind, const std::string& message);
   void emit(const Job& job, Event::Type type, std::size_t bytes, bool finite);
   void transfer(Slot& slot, bool writes, const shorthaul::uring::File& file, std::uint64_t offset,
                 std::span<std::byte> bytes, unsigned what);
-  void issue_due();
   void verify(Slot& slot);
   void wait_idle(std::unique_lock<std::mutex>& lock);
 
@@ -147,13 +110,13 @@ class Engine {
   std::vector<char> busy_;     // a job is at it
   StepPlan plan_;
   Landing landing_;
-  TileUpdate update_;
+  std::unique_ptr<TileUpdate> update_;
   Pacer read_pacer_, write_pacer_;
   std::vector<std::unique_ptr<Slot>> slots_;
   std::vector<Slot*> free_;
   std::deque<Slot*> ready_;
   std::deque<Job> pending_;  // taken from the queue, not yet begun
-  std::vector<Deferred> deferred_;
+  std::vector<Held> held_;   // done sooner than a slowed medium would have been
   std::unique_ptr<shorthaul::uring::Ring> ring_;
 
   mutable std::mutex mutex_;

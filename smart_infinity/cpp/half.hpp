@@ -1,5 +1,6 @@
 // 16-bit floats, one at a time and bit for bit as the processor's own instructions and torch
-// convert them: to nearest, ties to even.
+// convert them: to nearest, ties to even. Constant expressions, so that CUDA's kernels may call
+// them.
 #pragma once
 
 #include <bit>
@@ -7,19 +8,19 @@
 
 namespace smart_infinity {
 
-inline float bf16_to_float(std::uint16_t half) {
+constexpr float bf16_to_float(std::uint16_t half) {
   return std::bit_cast<float>(std::uint32_t{half} << 16U);
 }
 
 // A NaN becomes torch's one NaN, 0x7FC0.
-inline std::uint16_t float_to_bf16(float value) {
+constexpr std::uint16_t float_to_bf16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return 0x7FC0U;
   return static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16U) & 1U)) >> 16U);
 }
 
 // Signalling NaNs become quiet, as F16C makes them.
-inline float f16_to_float(std::uint16_t half) {
+constexpr float f16_to_float(std::uint16_t half) {
   const std::uint32_t sign = (half & 0x8000U) << 16U;
   const std::uint32_t exponent = (half >> 10U) & 0x1FU;
   const std::uint32_t mantissa = half & 0x3FFU;
@@ -34,7 +35,7 @@ inline float f16_to_float(std::uint16_t half) {
   return std::bit_cast<float>(sign | ((exponent + 112U) << 23U) | (mantissa << 13U));
 }
 
-inline std::uint16_t float_to_f16(float value) {
+constexpr std::uint16_t float_to_f16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t sign = (bits >> 16U) & 0x8000U;
   const std::uint32_t magnitude = bits & 0x7FFFFFFFU;

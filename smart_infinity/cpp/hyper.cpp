@@ -64,4 +64,16 @@ Hyper hyper(Kind kind, const Settings& s, std::uint64_t step, float unscale, flo
   return h;
 }
 
+std::vector<Hyper> hypers(Kind kind, const std::vector<Settings>& settings,
+                          const std::vector<std::uint64_t>& steps, float unscale, float clip) {
+  if (settings.size() != steps.size()) {
+    throw Error(ErrorKind::bad_input, "settings and steps of different lengths");
+  }
+  std::vector<Hyper> made;
+  for (std::size_t i = 0; i < settings.size(); ++i) {
+    made.push_back(hyper(kind, settings[i], steps[i], unscale, clip));
+  }
+  return made;
+}
+
 }  // namespace smart_infinity

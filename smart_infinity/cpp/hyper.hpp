@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "types.hpp"
 
@@ -33,5 +34,8 @@ struct Hyper {
 // `step` counts from 1. `unscale` is what GradScaler.unscale_ multiplies by, `clip` what
 // clip_grad_norm_ does. Throws Error(bad_input) where a setting makes no sense.
 Hyper hyper(Kind kind, const Settings& settings, std::uint64_t step, float unscale, float clip);
+// The same for several settings, each at a step of its own.
+std::vector<Hyper> hypers(Kind kind, const std::vector<Settings>& settings,
+                          const std::vector<std::uint64_t>& steps, float unscale, float clip);
 
 }  // namespace smart_infinity

@@ -97,4 +97,9 @@ void from_float(Dtype type, const float* values, std::size_t n, void* out) {
 
 bool finite(const float* values, std::size_t n) { return table().finite(values, n); }
 
+std::size_t at_least(const float* values, std::size_t n, std::uint32_t least,
+                     std::uint32_t* places) {
+  return table().at_least(values, n, least, places);
+}
+
 }  // namespace smart_infinity::kernels

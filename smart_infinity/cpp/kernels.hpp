@@ -35,6 +35,12 @@ void from_float(Dtype type, const float* values, std::size_t n, void* out);
 // Whether all are finite.
 bool finite(const float* values, std::size_t n);
 
+// Writes the places, ascending, of the values whose magnitude, as bits without the sign, is `least`
+// or more, and gives how many. `places` has room for n and kSlack more.
+inline constexpr std::size_t kSlack = 8;
+std::size_t at_least(const float* values, std::size_t n, std::uint32_t least,
+                     std::uint32_t* places);
+
 // One level's functions, for kernels_*.cpp only.
 struct Table {
   void (*update)(Kind, const Hyper&, Recipe, std::size_t, float*, const float*, float*, float*);
@@ -43,6 +49,7 @@ struct Table {
   void (*float_to_bf16)(const float*, std::size_t, void*);
   void (*float_to_f16)(const float*, std::size_t, void*);
   bool (*finite)(const float*, std::size_t);
+  std::size_t (*at_least)(const float*, std::size_t, std::uint32_t, std::uint32_t*);
 };
 const Table* generic_table();
 const Table* avx2_table();

@@ -105,6 +105,47 @@ bool finite(const float* values, std::size_t n) {
   return true;
 }
 
+// Of each mask of eight lanes, the numbers of its set lanes, one after the other.
+struct Packings {
+  alignas(8) std::uint8_t lanes[256][8];
+};
+
+constexpr Packings packings() {
+  Packings all{};
+  for (unsigned mask = 0; mask < 256; ++mask) {
+    unsigned count = 0;
+    for (unsigned lane = 0; lane < 8; ++lane) {
+      if ((mask >> lane & 1U) != 0) all.lanes[mask][count++] = static_cast<std::uint8_t>(lane);
+    }
+  }
+  return all;
+}
+
+constexpr Packings kPackings = packings();
+
+std::size_t at_least(const float* values, std::size_t n, std::uint32_t least,
+                     std::uint32_t* places) {
+  const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+  const __m256i below = _mm256_set1_epi32(static_cast<int>(least) - 1);
+  std::size_t found = 0;
+  std::size_t i = 0;
+  for (; i + 8 <= n; i += 8) {  // all eight are stored: no branch on what is rare but not very
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i));
+    const __m256i hits = _mm256_cmpgt_epi32(_mm256_and_si256(bits, magnitude), below);
+    const auto mask = static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(hits)));
+    const __m128i lanes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPackings.lanes[mask]));
+    const __m256i at =
+        _mm256_add_epi32(_mm256_cvtepu8_epi32(lanes), _mm256_set1_epi32(static_cast<int>(i)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(places + found), at);
+    found += static_cast<unsigned>(__builtin_popcount(mask));
+  }
+  for (; i < n; ++i) {
+    places[found] = static_cast<std::uint32_t>(i);
+    found += (__builtin_bit_cast(std::uint32_t, values[i]) & 0x7FFFFFFFU) >= least ? 1 : 0;
+  }
+  return found;
+}
+
 }  // namespace
 }  // namespace avx2
 
@@ -114,7 +155,8 @@ const Table* avx2_table() {
                                .f16_to_float = avx2::f16_to_float,
                                .float_to_bf16 = avx2::float_to_bf16,
                                .float_to_f16 = avx2::float_to_f16,
-                               .finite = avx2::finite};
+                               .finite = avx2::finite,
+                               .at_least = avx2::at_least};
   return &table;
 }
 

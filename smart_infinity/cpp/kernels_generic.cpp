@@ -39,6 +39,16 @@ bool finite(const float* values, std::size_t n) {
   return true;
 }
 
+std::size_t at_least(const float* values, std::size_t n, std::uint32_t least,
+                     std::uint32_t* places) {
+  std::size_t found = 0;
+  for (std::size_t i = 0; i < n; ++i) {  // written always, kept where it counts: no branch
+    places[found] = static_cast<std::uint32_t>(i);
+    found += (std::bit_cast<std::uint32_t>(values[i]) & 0x7FFFFFFFU) >= least ? 1 : 0;
+  }
+  return found;
+}
+
 }  // namespace
 }  // namespace generic
 
@@ -48,7 +58,8 @@ const Table* generic_table() {
                                .f16_to_float = generic::halves_to_float<f16_to_float>,
                                .float_to_bf16 = generic::float_to_halves<float_to_bf16>,
                                .float_to_f16 = generic::float_to_halves<float_to_f16>,
-                               .finite = generic::finite};
+                               .finite = generic::finite,
+                               .at_least = generic::at_least};
   return &table;
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "codec.hpp"
+#include "opencl_update.hpp"
 
 namespace smart_infinity {
 namespace {
@@ -49,19 +50,29 @@ void encode_range(const Shape& shape, std::size_t array, std::span<const Segment
   }
 }
 
-}  // namespace
+class CpuTileUpdate final : public TileUpdate {
+ public:
+  bool run(const Shape& shape, std::span<const Segment> segments, const StepPlan& plan,
+           const Gradient& gradient, const Record& record, std::byte* out, Dtype out_type) override;
 
-bool TileUpdate::run(const Shape& shape, std::span<const Segment> segments, const StepPlan& plan,
-                     const Gradient& gradient, const Record& record, std::byte* out,
-                     Dtype out_type) {
+ private:
+  // So much is decoded, stepped and encoded at a time: it stays in the first cache.
+  static constexpr std::size_t kChunk = 4096;
+
+  std::vector<float> dense_;      // of a compressed gradient, the whole tile
+  std::vector<Segment> touched_;  // of the chunk at hand
+  float gradient_[kChunk], first_[kChunk], second_[kChunk];
+};
+
+bool CpuTileUpdate::run(const Shape& shape, std::span<const Segment> segments, const StepPlan& plan,
+                        const Gradient& gradient, const Record& record, std::byte* out,
+                        Dtype out_type) {
   const std::size_t n = record.n;
   if (gradient.encoding == Encoding::topk) {
     dense_.resize(n);
     topk::decode(gradient.bytes, n, gradient.type, dense_.data());
-  } else if (gradient.bytes.size() != n * bytes_of(gradient.type)) {
-    throw Error(ErrorKind::bad_input, "a gradient of " + std::to_string(gradient.bytes.size()) +
-                                          " bytes for a tile of " + std::to_string(n) +
-                                          " elements");
+  } else {
+    check_dense(gradient, n);
   }
   const bool as_it_is = gradient.encoding == Encoding::dense && gradient.type == Dtype::float32;
   const bool floats = shape.moments == Moments::float32;
@@ -112,6 +123,41 @@ bool TileUpdate::run(const Shape& shape, std::span<const Segment> segments, cons
     }
   }
   return finite;
+}
+
+}  // namespace
+
+std::vector<std::vector<Segment>> segments_of(const Shape& shape, const SegmentColumns& c) {
+  const auto require = [](bool holds, const char* what) {
+    if (!holds) throw Error(ErrorKind::bad_input, what);
+  };
+  std::vector<std::vector<Segment>> all(shape.elements.size());
+  const std::size_t rows = c.tile.size();
+  require(c.begin.size() == rows && c.end.size() == rows && c.parameter.size() == rows &&
+              c.rest.size() == rows && c.element.size() == rows,
+          "columns of segments of different lengths");
+  for (std::size_t i = 0; i < rows; ++i) {
+    const std::uint32_t tile = c.tile[i];
+    require(tile < all.size(), "a segment of a tile that is not there");
+    const auto recipe = c.rest[i] ? kernels::Recipe::rest : kernels::Recipe::whole;
+    const Segment s{c.begin[i], c.end[i], c.parameter[i], recipe, c.element[i]};
+    const std::uint32_t before = all[tile].empty() ? 0 : all[tile].back().end;
+    require(s.begin >= before && s.begin < s.end && s.end <= shape.elements[tile],
+            "segments of a tile are to be ascending, apart and within it");
+    all[tile].push_back(s);
+  }
+  return all;
+}
+
+std::unique_ptr<TileUpdate> tile_update(Updater updater, const Shape& shape) {
+  if (updater == Updater::opencl) return opencl::tile_update(shape);
+  return std::make_unique<CpuTileUpdate>();
+}
+
+void check_dense(const Gradient& gradient, std::size_t n) {
+  if (gradient.bytes.size() == n * bytes_of(gradient.type)) return;
+  throw Error(ErrorKind::bad_input, "a gradient of " + std::to_string(gradient.bytes.size()) +
+                                        " bytes for a tile of " + std::to_string(n) + " elements");
 }
 
 void decode_array(const Shape& shape, std::size_t array, const std::byte* stored, std::size_t n,

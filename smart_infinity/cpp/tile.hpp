@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -22,6 +23,16 @@ struct Segment {
   kernels::Recipe recipe = kernels::Recipe::whole;
   std::uint64_t element = 0;
 };
+
+// Segments of several tiles as columns, tile by tile.
+struct SegmentColumns {
+  std::vector<std::uint32_t> tile, begin, end, parameter;
+  std::vector<bool> rest;
+  std::vector<std::uint64_t> element;
+};
+// Of each tile of the shape its segments. Error(bad_input) unless they are ascending, apart and
+// within it.
+std::vector<std::vector<Segment>> segments_of(const Shape& shape, const SegmentColumns& columns);
 
 enum class Encoding : std::uint8_t { dense, topk };
 
@@ -46,21 +57,29 @@ struct Record {
   std::size_t n = 0;  // elements
 };
 
+// What steps tiles, with the same bits whatever it runs on. One thread at a time.
 class TileUpdate {
  public:
+  TileUpdate() = default;
+  TileUpdate(const TileUpdate&) = delete;
+  TileUpdate& operator=(const TileUpdate&) = delete;
+  virtual ~TileUpdate() = default;
+
   // `out` takes n parameters as `out_type`, or is null. Gives whether all of the gradient that was
   // used is finite. A gradient that cannot be decoded is Error(bad_input), and nothing has changed.
-  bool run(const Shape& shape, std::span<const Segment> segments, const StepPlan& plan,
-           const Gradient& gradient, const Record& record, std::byte* out, Dtype out_type);
-
- private:
-  // So much is decoded, stepped and encoded at a time: it stays in the first cache.
-  static constexpr std::size_t kChunk = 4096;
-
-  std::vector<float> dense_;      // of a compressed gradient, the whole tile
-  std::vector<Segment> touched_;  // of the chunk at hand
-  float gradient_[kChunk], first_[kChunk], second_[kChunk];
+  virtual bool run(const Shape& shape, std::span<const Segment> segments, const StepPlan& plan,
+                   const Gradient& gradient, const Record& record, std::byte* out,
+                   Dtype out_type) = 0;
 };
+
+// On the processor, by kernels.hpp; or on an OpenCL device, see opencl_update.hpp.
+enum class Updater : std::uint8_t { cpu, opencl };
+
+// For tiles of this shape. Errors are the updater's, before anything is stepped.
+std::unique_ptr<TileUpdate> tile_update(Updater updater, const Shape& shape);
+
+// Error(bad_input) unless a dense gradient has the bytes of n elements.
+void check_dense(const Gradient& gradient, std::size_t n);
 
 // n numbers of array `array` (0: parameters), whatever they are stored as.
 void decode_array(const Shape& shape, std::size_t array, const std::byte* stored, std::size_t n,

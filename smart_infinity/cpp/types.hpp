@@ -30,6 +30,11 @@ enum class ErrorKind : std::uint8_t {
   protocol,     // calls in an order that has no meaning
 };
 
+constexpr const char* name_of(ErrorKind kind) {
+  constexpr const char* kNames[] = {"bad_input", "environment", "corrupt", "io", "protocol"};
+  return kNames[static_cast<std::size_t>(kind)];
+}
+
 class Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}

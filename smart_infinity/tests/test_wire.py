@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,19 +17,25 @@ from smart_infinity.link import Link, Slots
 from smart_infinity.wire import Kind, ProtocolError
 
 
-def pair() -> tuple[Link, Link]:
+@contextlib.contextmanager
+def pair() -> Iterator[tuple[Link, Link]]:
     a, b = socket.socketpair()
-    host, device = Link(a, host=True), Link(b, host=False)
-    for link in (host, device):
+    links = Link(a, host=True), Link(b, host=False)
+    for link in links:
         link.slots = Slots(2, 5000, 3000)
         link.max_control = 1 << 16
-    return host, device
+    try:
+        yield links
+    finally:
+        for link in links:
+            link.close()
 
 
 @given(
     st.sampled_from(list(Kind)), st.integers(0, 0xFFFF), st.integers(0, 2**32 - 1),
     st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1),
 )  # fmt: skip
+@settings(deadline=None)
 def test_headers_go_there_and_back(
     kind: Kind, flags: int, slot: int, arg: int, length: int, checksum: int
 ) -> None:
@@ -37,39 +45,39 @@ def test_headers_go_there_and_back(
 
 
 def test_frames_and_counts() -> None:
-    host, device = pair()
-    assert host.slots is not None
-    assert device.slots is not None
-    host.send(Kind.STEP, {"a": [1, 2]}, arg=7)
-    host.slots.down(1)[:3] = b"abc"
-    host.send_data(Kind.GRADIENT, 1, 3, flags=5, arg=9)
-    first, second = device.receive(), device.receive()
-    assert first is not None
-    assert second is not None
-    assert (first.kind, first.body, first.arg) == (Kind.STEP, {"a": [1, 2]}, 7)
-    assert (second.kind, second.slot, second.length, second.flags) == (Kind.GRADIENT, 1, 3, 5)
-    assert bytes(device.slots.down(1)[:3]) == b"abc"
-    assert host.sent.snapshot() == device.received.snapshot()
-    assert host.sent.snapshot()["gradient"] == {
-        "frames": 1, "header_bytes": 32, "payload_bytes": 3
-    }  # fmt: skip
-    host.close()
-    assert device.receive() is None
+    with pair() as (host, device):
+        assert host.slots is not None
+        assert device.slots is not None
+        host.send(Kind.STEP, {"a": [1, 2]}, arg=7)
+        host.slots.down(1)[:3] = b"abc"
+        host.send_data(Kind.GRADIENT, 1, 3, flags=5, arg=9)
+        first, second = device.receive(), device.receive()
+        assert first is not None
+        assert second is not None
+        assert (first.kind, first.body, first.arg) == (Kind.STEP, {"a": [1, 2]}, 7)
+        assert (second.kind, second.slot, second.length, second.flags) == (Kind.GRADIENT, 1, 3, 5)
+        assert bytes(device.slots.down(1)[:3]) == b"abc"
+        assert host.sent.snapshot() == device.received.snapshot()
+        assert host.sent.snapshot()["gradient"] == {
+            "frames": 1, "header_bytes": 32, "payload_bytes": 3
+        }  # fmt: skip
+        host.close()
+        assert device.receive() is None
 
 
 def refused(data: bytes) -> str:
-    host, device = pair()
-    sender = threading.Thread(target=lambda: (host.sock.sendall(data), host.close()))
-    sender.start()
+    with pair() as (host, device):
+        sender = threading.Thread(target=lambda: (host.sock.sendall(data), host.close()))
+        sender.start()
 
-    def receive_all() -> None:
-        while device.receive() is not None:
-            pass
+        def receive_all() -> None:
+            while device.receive() is not None:
+                pass
 
-    with pytest.raises(ProtocolError) as caught:
-        receive_all()
-    sender.join()
-    return str(caught.value)
+        with pytest.raises(ProtocolError) as caught:
+            receive_all()
+        sender.join()
+        return str(caught.value)
 
 
 @pytest.mark.parametrize(

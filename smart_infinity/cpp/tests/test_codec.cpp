@@ -6,7 +6,6 @@
 #include "../codec.hpp"
 #include "../crc32c.hpp"
 #include "../half.hpp"
-#include "../topk.hpp"
 #include "helpers.hpp"
 
 namespace smart_infinity {
@@ -121,30 +120,6 @@ TEST_CASE("crc32c: known values, by instruction and by table, and page sums") {
       sums.push_back(crc32c_portable(0, bytes + at, std::min<std::size_t>(4096, n - at)));
     }
     CHECK(page_sum(bytes, n) == crc32c_portable(0, sums.data(), sums.size() * 4));
-  }
-}
-
-TEST_CASE("topk: what is sent and what is left make the whole") {
-  topk::Scratch scratch;
-  const std::size_t n = 70000;
-  for (const Dtype type : {Dtype::float32, Dtype::bfloat16, Dtype::float16}) {
-    std::vector<float> residual(n), out(n);
-    std::vector<float> expected(n);
-    for (unsigned step = 0; step < 4; ++step) {
-      const std::vector<float> gradient = normals(n, 50 + step);
-      for (std::size_t i = 0; i < n; ++i) expected[i] = residual[i] + gradient[i];
-      const std::size_t k = topk::kept(n, 0.01);
-      std::vector<std::byte> encoded(topk::encoded_bytes(n, k, type));
-      topk::encode(gradient.data(), n, k, type, encoded.data(), residual.data(), scratch);
-      topk::decode(encoded, n, type, out.data());
-      std::size_t off = 0, sent = 0;
-      for (std::size_t i = 0; i < n; ++i) {
-        off += out[i] + residual[i] == expected[i] ? 0 : 1;
-        sent += out[i] != 0 ? 1 : 0;
-      }
-      CHECK(off == 0);
-      CHECK(sent == k);
-    }
   }
 }
 

@@ -1,7 +1,9 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <map>
 #include <thread>
@@ -163,6 +165,23 @@ TEST_CASE("engine: slots, landing and rates change nothing but time") {
     found.push_back(all);
   }
   for (const auto& one : found) CHECK(one == found.front());
+}
+
+TEST_CASE("engine: a slowed device takes its time and sleeps meanwhile") {
+  const Folder folder;
+  const auto path = made(folder, "slow");
+  EngineOptions slow;
+  slow.slots = 1;  // jobs wait for the slot while its transfers wait for the rate
+  slow.read_rate = 250e3;
+  Driver driver(path, slow);
+  const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t used = std::clock();
+  driver.step(1);
+  const double cpu_s = static_cast<double>(std::clock() - used) / CLOCKS_PER_SEC;
+  const std::chrono::duration<double> wall = std::chrono::steady_clock::now() - begin;
+  // Six tiles of three arrays of two pages, and a short one of three pages.
+  CHECK(wall.count() >= (6 * 3 * 8192 + 3 * 4096) / slow.read_rate);
+  CHECK(cpu_s < wall.count() / 8);
 }
 
 TEST_CASE("engine: what is not committed is not there, what is committed is") {

@@ -30,6 +30,10 @@ class Encoding(enum.Enum):
     dense = 0
     topk = 1
 
+class Updater(enum.Enum):
+    cpu = 0
+    opencl = 1
+
 class Settings:
     lr: float
     beta1: float
@@ -74,6 +78,7 @@ class Stepper:
         tile: int,
         elements: npt.ArrayLike,
         segments: Segments,
+        update: Updater = Updater.cpu,
     ) -> None: ...
     def run(
         self,
@@ -84,6 +89,7 @@ class Stepper:
         record: Any,
         out: Any,
         out_type: Dtype,
+        encoding: Encoding = Encoding.dense,
     ) -> bool: ...
 
 class State:
@@ -115,6 +121,7 @@ class Engine:
         read_rate: float = 0.0,
         write_rate: float = 0.0,
         trace: bool = False,
+        update: Updater = Updater.cpu,
     ) -> None: ...
     @property
     def shape(self) -> dict[str, Any]: ...
@@ -188,6 +195,8 @@ def update(
 def check_settings(kind: Kind, settings: Settings) -> None: ...
 def simd() -> str: ...
 def use_simd(name: str) -> None: ...
+def opencl_reason() -> str: ...
+def opencl_device() -> str: ...
 def to_float(type: Dtype, values: Any, out: Floats) -> None: ...
 def from_float(type: Dtype, values: Floats, out: Any) -> None: ...
 def finite(values: Floats) -> bool: ...
@@ -196,5 +205,16 @@ def topk_bytes(n: int, k: int, values: Dtype) -> int: ...
 def topk_encode(
     gradient: Floats, k: int, values: Dtype, out: Any, residual: Floats | None = None
 ) -> int: ...
+def cuda_topk_encode(
+    device: int,
+    stream: int,
+    gradient: int,
+    n: int,
+    k: int,
+    values: Dtype,
+    out: Any,
+    residual: int = 0,
+) -> int: ...
+def cuda_reason() -> str: ...
 def topk_decode(encoded: Any, values: Dtype, out: Floats) -> None: ...
 def crc32c(bytes: Any, crc: int = 0) -> int: ...

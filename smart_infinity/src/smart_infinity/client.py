@@ -28,6 +28,8 @@ from smart_infinity.wire import Frame, Kind, ProtocolError
 # Called on the receiving thread with the device and an answer to a job. True keeps the slot, for
 # the next job of the same tile; else it is free again.
 OnAnswer = Callable[["Device", Frame], bool]
+UPDATERS = ("cpu", "opencl")
+_BUILD_S = 300.0  # an OpenCL driver may compile the kernels before it is ready
 _ANSWERS = frozenset({Kind.PARAMETERS, Kind.LANDED, Kind.STATE, Kind.WRITTEN})
 
 
@@ -46,6 +48,7 @@ class DeviceOptions:
             what is read and written is no longer what the disk does then.
         trace: Whether it notes when what happened.
         timeout_s: Silence after which it counts as lost.
+        update: What steps its tiles: cpu, or opencl (float32 moments only; docs/accelerators.md).
     """
 
     slots: int = 8
@@ -57,6 +60,7 @@ class DeviceOptions:
     buffered: bool = False
     trace: bool = False
     timeout_s: float = 20.0
+    update: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("slots", "window"):
@@ -66,6 +70,8 @@ class DeviceOptions:
             raise UserError("landing_bytes, read_rate and write_rate: use 0 or more")
         if self.timeout_s <= 0:
             raise UserError(f"timeout_s={self.timeout_s}: use more than 0")
+        if self.update not in UPDATERS:
+            raise UserError(f"update={self.update!r}: use {' or '.join(UPDATERS)}")
 
 
 class Device:
@@ -75,8 +81,9 @@ class Device:
         address: A folder of this machine, whose device is started here; `unix:PATH` or
             `tcp:HOST:PORT` of one that `smart-infinity device` serves.
         shaper: Slows the link; shared by all devices of a host.
-        token: Of a device reached over TCP.
         tls: Context for TLS over TCP.
+
+    `greet` comes next, so that several devices can start at the same time.
     """
 
     def __init__(
@@ -85,7 +92,6 @@ class Device:
         options: DeviceOptions,
         *,
         shaper: Shaper | None = None,
-        token: str | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.address, self.options = str(address), options
@@ -104,11 +110,7 @@ class Device:
         self.link = Link(self._connect(tls), host=True, shaper=shaper)
         self.link.max_control = wire.MAX_CONTROL
         self.link.sock.settimeout(options.timeout_s)
-        try:
-            self.welcome = self._greet(token)
-        except BaseException:
-            self.kill()
-            raise
+        self.welcome: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ beginning
 
@@ -117,7 +119,11 @@ class Device:
         try:
             if scheme == "unix":
                 sock = socket.socket(socket.AF_UNIX)
-                sock.connect(rest)
+                try:
+                    sock.connect(rest)
+                except OSError:
+                    sock.close()
+                    raise
                 return sock
             if scheme == "tcp":
                 host, _, port = rest.rpartition(":")
@@ -132,7 +138,7 @@ class Device:
             ) from error
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         command = [
-            sys.executable, "-m", "smart_infinity.worker",
+            sys.executable, "-P", "-m", "smart_infinity.worker",
             "--fd", str(theirs.fileno()), "--folder", self.address,
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -140,7 +146,12 @@ class Device:
         theirs.close()
         return ours
 
-    def _greet(self, token: str | None) -> dict[str, Any]:
+    def greet(self, token: str | None = None) -> None:
+        """Begin the session; `token` is for a device that asks for one.
+
+        Raises:
+            UserError: It asks for a token, and this is not it.
+        """
         from smart_infinity.worker import proof
 
         self.link.send(Kind.HELLO, {"version": wire.VERSION})
@@ -149,7 +160,7 @@ class Device:
             if token is None:
                 raise UserError(f"device {self.address} asks for a token: give token=")
             self.link.send(Kind.PROVE, {"proof": proof(token, str(challenge.get("nonce")))})
-        return self._reply(Kind.WELCOME).body or {}
+        self.welcome = self._reply(Kind.WELCOME).body or {}
 
     def _reply(self, kind: Kind) -> Frame:
         """Receive a frame before the receiving thread does."""
@@ -194,10 +205,12 @@ class Device:
                 "segments": segments, "slots": o.slots, "window": o.window,
                 "landing_bytes": o.landing_bytes, "read_rate": o.read_rate,
                 "write_rate": o.write_rate, "buffered": o.buffered, "trace": o.trace,
-                "down_bytes": down_bytes, "up_bytes": up_bytes,
+                "update": o.update, "down_bytes": down_bytes, "up_bytes": up_bytes,
                 "shared": o.shared and self.process is not None,
             },
         )  # fmt: skip
+        if o.update != "cpu":
+            self.link.sock.settimeout(max(o.timeout_s, _BUILD_S))
         self.ready = self._reply(Kind.READY).body or {}
         if self.ready.get("shared"):
             self.slots = Slots.shareable(o.window, down_bytes, up_bytes)

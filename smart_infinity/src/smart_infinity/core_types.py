@@ -21,6 +21,13 @@ def segments_of(columns: dict[str, list[Any]]) -> Any:
     )
 
 
+def updater_of(name: Any) -> Any:
+    """Turn the name of what steps tiles into the core's; an unknown one is a UserError."""
+    if name not in _core.Updater.__members__:
+        raise UserError(f"update={name!r}: this device has {', '.join(_core.Updater.__members__)}")
+    return _core.Updater[name]
+
+
 def plan_of(kind: Any, step: int, body: dict[str, Any]) -> Any:
     """Turn STEP's body into the core's plan."""
     return _core.Plan(

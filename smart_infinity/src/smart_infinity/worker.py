@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hmac
 import os
+import queue
 import resource
 import secrets
 import signal
@@ -25,7 +26,7 @@ from shorthaul.errors import ShorthaulError, UserError
 from shorthaul.uring import File, Mode
 
 from smart_infinity import _core, errors, wire
-from smart_infinity.core_types import DTYPES, plan_of, segments_of
+from smart_infinity.core_types import DTYPES, plan_of, segments_of, updater_of
 from smart_infinity.link import Link, Slots
 from smart_infinity.wire import Frame, Kind, ProtocolError
 
@@ -37,10 +38,10 @@ class Session:
         self.link, self.folder, self.token, self.local = link, folder, token, local
         self.engine: Any = None
         self.slots: Slots | None = None
-        self._busy: dict[int, Kind] = {}
+        self._busy: dict[int, tuple[Kind, int]] = {}  # by slot: the job without an answer, its tile
+        self._late: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._sender: threading.Thread | None = None
-        self._tile_slots: dict[int, int] = {}
 
     # ------------------------------------------------------------------ life
 
@@ -176,7 +177,7 @@ class Session:
         if self.engine is not None:
             raise ProtocolError("OPEN twice")
         self._check_direct(bool(body["buffered"]))
-        segments = segments_of(body["segments"])
+        segments, updater = segments_of(body["segments"]), updater_of(body["update"])
         self.engine = _core.Engine(
             self.folder,
             segments,
@@ -185,12 +186,16 @@ class Session:
             read_rate=float(body["read_rate"]),
             write_rate=float(body["write_rate"]),
             trace=bool(body["trace"]),
+            update=updater,
         )
         window, down, up = int(body["window"]), int(body["down_bytes"]), int(body["up_bytes"])
         if not (1 <= window <= 4096 and max(down, up) <= 1 << 30):
             raise ProtocolError("a window of slots beyond reason")
         shared = bool(body["shared"]) and self.local
-        ready = {"direct": self.engine.direct, "io": self.engine.io_reason, "shared": shared}
+        ready = {
+            "direct": self.engine.direct, "io": self.engine.io_reason, "shared": shared,
+            "level": _core.simd() if updater is _core.Updater.cpu else updater.name,
+        }  # fmt: skip
         if shared:
             self.link.send(Kind.READY, {**ready, "step": self.engine.step})
             descriptor = self.link.receive_descriptor()
@@ -215,7 +220,7 @@ class Session:
             raise ProtocolError(f"{kind.name} for slot {slot}, which is in use")
         if tile >= 1 << 32:
             raise ProtocolError(f"{kind.name} for tile {tile}")
-        self._busy[slot] = kind
+        self._busy[slot] = kind, tile
         dtype = DTYPES[min(frame.flags & wire.TYPE_MASK, 2)]
         out_type = DTYPES[min(frame.flags >> wire.OUT_SHIFT & wire.TYPE_MASK, 2)]
         down, up = self.slots.down(slot)[: frame.length], self.slots.up(slot)
@@ -242,19 +247,31 @@ class Session:
         if frame.kind is Kind.STEP:
             self.engine.begin(plan_of(self.engine.shape["kind"], frame.arg, body))
         elif frame.kind is Kind.PREPARE:
-            note = str(body["note"]).encode("latin-1")
-            self.engine.prepare(frame.arg, note)
+            self._prepare(frame.arg, str(body["note"]).encode("latin-1"))
             self.link.send(Kind.PREPARED, arg=frame.arg)
             return
         elif frame.kind is Kind.COMMIT:
             self.engine.commit()
         elif frame.kind is Kind.ABANDON:
             self.engine.abandon()
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._late.get_nowait()
         elif frame.kind is Kind.ROLLBACK:
             self.engine.rollback()
         else:
             raise ProtocolError(f"{frame.kind.name} is no frame to a device")
         self.link.send(Kind.DONE, arg=self.engine.step)
+
+    def _prepare(self, step: int, note: bytes) -> None:
+        try:
+            self.engine.prepare(step, note)
+        except ShorthaulError as error:
+            # A job failed behind its answer; its event, which says why, may still be on its way.
+            with contextlib.suppress(queue.Empty):
+                late = self._late.get(timeout=1.0)
+                raise errors.from_core(late["kind"], late["message"]) from error
+            raise
 
     # ------------------------------------------------------------------ answers
 
@@ -265,6 +282,10 @@ class Session:
             "update_landed": Kind.PARAMETERS,
             "read": Kind.STATE,
         }
+        jobs = {
+            "update": Kind.GRADIENT, "land": Kind.LAND, "update_landed": Kind.RUN,
+            "read": Kind.READ, "write": Kind.WRITE,
+        }  # fmt: skip
         while not self._stop.is_set():
             event = self.engine.next(0.2)
             if event is None:
@@ -272,10 +293,15 @@ class Session:
             what, job, tile, slot, length, finite, kind, message = event
             if what == "settled":
                 continue
+            body = {"kind": kind, "message": message}
+            if what == "failed" and self._busy.get(slot) != (jobs[job], tile):
+                # Its parameters were handed up before they could not be written: the slot is the
+                # host's again, perhaps another job's already. The step fails when it is prepared.
+                self._late.put(body)
+                continue
             self._busy.pop(slot, None)
             try:
                 if what == "failed":
-                    body = {"kind": kind, "message": message}
                     self.link.send(Kind.ERROR, body, flags=wire.JOB, slot=slot)
                 elif job in answers:
                     self.link.send(answers[job], slot=slot, arg=tile)

@@ -1,4 +1,4 @@
-"""A loss of power drops any part of what was not synced: the state is that of a whole step still."""
+"""A loss of power drops any part of what was not synced: the state is a whole step's still."""
 
 from __future__ import annotations
 
