@@ -41,3 +41,8 @@ def differing_bits(a: list[Any], b: list[Any]) -> int:
         int((x.detach().view(torch.int32) != y.detach().view(torch.int32)).sum())
         for x, y in zip(a, b, strict=True)
     )
+
+
+def words(count: int = 4000) -> str:
+    """A text to train on: numbers, and their squares."""
+    return " ".join(f"{n} {n * n}" for n in range(count))

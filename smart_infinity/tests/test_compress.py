@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from shorthaul.errors import UserError
 
 from smart_infinity import _core
-from smart_infinity.compress import TopK, parse
+from smart_infinity.compress import Compressor, TopK, parse
+from smart_infinity.layout import Tile
+from smart_infinity.optimizer import SmartOptimizer
 
 Floats = npt.NDArray[np.float32]
 
@@ -107,6 +110,79 @@ def test_sizes_by_the_formula() -> None:
             for name, width in (("float32", 4), ("bfloat16", 2), ("float16", 2)):
                 blocks, padded = -(-n // 65536), -(-2 * k // 4) * 4
                 assert TopK(ratio, name).bytes(n) == 4 * blocks + padded + width * k
+
+
+def test_momentum_is_built_up_before_the_choice_and_begins_anew_where_it_is_sent() -> None:
+    n, ratio = 500, 0.1
+    rng = np.random.default_rng(0)
+    tile = Tile(0, 0, "float32", n, ())
+    compressor = Compressor(TopK(ratio))
+    assert compressor.topk.momentum == 0.9
+    velocity, owed = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    room = bytearray(compressor.topk.bytes(n))
+    for _ in range(6):
+        gradient = rng.standard_normal(n).astype(np.float32)
+        velocity = np.float32(0.9) * velocity + gradient
+        owed = owed + velocity
+        chosen = expected(owed, 50)
+        length = compressor.encode(tile, gradient.copy(), memoryview(room))
+        out = np.zeros(n, np.float32)
+        _core.topk_decode(np.frombuffer(room, np.uint8)[:length], _core.Dtype.float32, out)
+        want = np.zeros(n, np.float32)
+        want[chosen] = owed[chosen]
+        assert np.array_equal(out, want)
+        owed[chosen] = velocity[chosen] = 0
+
+
+def test_what_is_owed_is_owed_as_it_was_clipped(tmp_path: Path) -> None:
+    import torch
+
+    parameter = torch.nn.Parameter(torch.zeros(1000))
+    gradient = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    compress = TopK(0.1, momentum=0.0)
+    with SmartOptimizer(
+        [parameter], devices=[tmp_path / "s"], lr=0.1, compress=compress, max_norm=0.5
+    ) as optimizer:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        assert optimizer.compressor is not None
+        (residual,) = optimizer.compressor.residuals.values()
+    clip = np.float32(0.5 / (float(torch.linalg.vector_norm(gradient)) + 1e-6))
+    chosen = expected(gradient.numpy(), 100)
+    want = gradient.numpy() * clip
+    want[chosen] = 0
+    assert np.allclose(residual, want, rtol=1e-6)
+    assert not residual[chosen].any()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "adagrad"])
+def test_a_step_of_momentum_is_one_without_the_optimizers_own(kind: str, tmp_path: Path) -> None:
+    import torch
+
+    more = {"sgd": {"momentum": 0.9, "nesterov": True}}.get(kind, {})
+    without = {"sgd": {"momentum": 0.0}, "adagrad": {}}.get(kind, {"betas": (0.0, 0.999)})
+    ours, theirs = (torch.nn.Parameter(torch.ones(64)) for _ in range(2))
+    reference: Any = {
+        "adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+    }[kind]([theirs], lr=0.1, fused=True, **without)  # fmt: skip
+    with SmartOptimizer(
+        [ours], devices=[tmp_path / "s"], optimizer=kind, lr=0.1, compress=TopK(1.0), **more
+    ) as optimizer:
+        for step in range(3):
+            gradient = torch.randn(64, generator=torch.Generator().manual_seed(step))
+            ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+            optimizer.step()
+            reference.step()
+            assert torch.equal(ours, theirs)
+
+
+def test_bad_options_are_named() -> None:
+    with pytest.raises(UserError, match=r"momentum=1\.0"):
+        TopK(momentum=1.0)
+    with pytest.raises(UserError, match="leave error_feedback on"):
+        TopK(error_feedback=False, momentum=0.5)
+    assert TopK(error_feedback=False).momentum == 0
 
 
 def test_parsing() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from shorthaul.errors import Fault, UserError
@@ -21,6 +22,9 @@ from smart_infinity.layout import Parameter
 from smart_infinity.shaper import Shaper
 from smart_infinity.wire import Kind
 
+if TYPE_CHECKING:
+    from smart_infinity.distributed import Ranks
+
 
 @dataclass(frozen=True)
 class StateOptions:
@@ -30,11 +34,13 @@ class StateOptions:
         moments: How moments are stored: float32, bfloat16 or blocks8 (8 bits, blocks of 256).
         tile: Elements of a tile.
         note_bytes: Room for what the host stores with each step.
+        apart: Every parameter begins a tile of its own, so that it can be stepped by itself.
     """
 
     moments: str = "float32"
     tile: int = layouts.DEFAULT_TILE
     note_bytes: int = 1 << 16
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if self.moments not in MOMENTS:
@@ -48,10 +54,14 @@ class DeviceArray:
         addresses: Of the devices, see `Device`.
         parameters: Of the model, in order.
         kind: Optimizer, and `momentum` whether it keeps moments at all (SGD).
-        options: How devices work.
+        options: How devices work; a sequence has one for each.
         state: What a new state is like; an existing one keeps its own.
         resume: True: there must be a state; False: there must be none; None: either.
-        weights: Share of each device in a new state; None: equal shares.
+        weights: Share of each device in a new state; None: equal shares; `"measured"`: by their
+            speeds, each measured alone with a few hundred megabytes (`rates.device_speed`).
+        ranks: Others that step with this one, each with an array of its own. Where all of them hold
+            the same parameters, `whole` is the layout over all their devices, `firsts` the number
+            of each rank's first one, and `layout` this rank's part.
     """
 
     def __init__(
@@ -61,28 +71,32 @@ class DeviceArray:
         kind: Optimizer,
         *,
         momentum: bool = True,
-        options: DeviceOptions | None = None,
+        options: DeviceOptions | Sequence[DeviceOptions] | None = None,
         state: StateOptions | None = None,
         resume: bool | None = None,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | Literal["measured"] | None = None,
         slot_bytes: Callable[[int], tuple[int, int]] | None = None,
         shaper: Shaper | None = None,
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if not addresses:
             raise UserError("devices=[]: give at least one folder")
         if len(set(map(str, addresses))) != len(addresses):
             raise UserError(f"devices {list(map(str, addresses))}: each once")
-        self.kind, self.momentum = kind, momentum
-        self.options = options or DeviceOptions()
+        self.kind, self.momentum, self.ranks = kind, momentum, ranks
+        self.options = _each(options, len(addresses))
         self.devices: list[Device] = []
         self._committer: threading.Thread | None = None
         self._commit_error: BaseException | None = None
         try:
-            for address in addresses:
-                device = Device(address, self.options, shaper=shaper, token=token, tls=tls)
-                self.devices.append(device)
+            with self.together():
+                # All start, then all are greeted.
+                for address, own in zip(addresses, self.options, strict=True):
+                    self.devices.append(Device(address, own, shaper=shaper, tls=tls))
+                for device in self.devices:
+                    device.greet(token)
             self._open(parameters, state or StateOptions(), resume, weights, slot_bytes)
         except BaseException:
             self.kill()
@@ -90,14 +104,68 @@ class DeviceArray:
 
     # ------------------------------------------------------------------ opening
 
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """A block whose error on any rank is raised on all."""
+        return contextlib.nullcontext() if self.ranks is None else self.ranks.together()
+
+    def _gather(self, value: Any) -> list[Any]:
+        """Give every rank's value."""
+        return [value] if self.ranks is None else self.ranks.gather(value)
+
     def _open(
         self,
         parameters: Sequence[Parameter],
         state: StateOptions,
         resume: bool | None,
-        weights: Sequence[float] | None,
+        weights: Sequence[float] | Literal["measured"] | None,
         slot_bytes: Callable[[int], tuple[int, int]] | None,
     ) -> None:
+        with self.together():
+            self.resumed = self._holds(resume)
+            shares = self._shares(weights)
+            if len(shares) != len(self.devices):
+                raise UserError(f"{len(shares)} weights for {len(self.devices)} devices")
+        holding = self._gather(self.resumed)
+        if len(set(holding)) > 1:
+            raise UserError(
+                f"rank {holding.index(False)} holds no state, rank {holding.index(True)} does: "
+                "give every rank the folders it made, or only new ones"
+            )
+        self.firsts = [0]
+        if self.ranks is not None and not self.ranks.sharded:
+            every = self._gather(shares)
+            self.firsts = [sum(map(len, every[:rank])) for rank in range(self.ranks.size)]
+            shares = [weight for one in every for weight in one]
+        if weights == "measured":  # speeds so far
+            shares = weights_by_speed(shares)
+        with self.together():
+            if self.resumed:
+                self._adopt(parameters, state.apart, shares)
+            else:
+                self._create(parameters, state, shares)
+        if self.resumed:
+            self._reconcile()
+        moments = len(self.kind.arrays) if self.momentum else 0
+        self.arrays = 1 + moments
+        down, up = (slot_bytes or _plain_slots)(self.layout.tile)
+        with self.together():
+            for d, device in enumerate(self.devices):
+                device.open(self.layout.segments(d), down, up)
+            self._align_steps()
+
+    def _shares(self, weights: Sequence[float] | Literal["measured"] | None) -> list[float]:
+        if weights is None or (weights == "measured" and self.resumed):
+            return [1.0] * len(self.devices)
+        if weights == "measured":
+            from smart_infinity.rates import device_speeds
+
+            return device_speeds([device.address for device in self.devices], self.options)
+        if isinstance(weights, str):
+            raise UserError(f"weights={weights!r}: use numbers, or 'measured'")
+        return list(weights)
+
+    def _holds(self, resume: bool | None) -> bool:
+        """Tell whether the devices hold a state; a UserError where that is not as wanted."""
         held = [device for device in self.devices if device.state is not None]
         if held and len(held) < len(self.devices):
             empty = next(device for device in self.devices if device.state is None)
@@ -111,17 +179,21 @@ class DeviceArray:
             raise UserError(
                 f"{held[0].address} holds a state already: resume it, or give a new folder"
             )
-        self.resumed = bool(held)
-        if held:
-            self._adopt(parameters)
-        else:
-            self._create(parameters, state, weights)
-        moments = len(self.kind.arrays) if self.momentum else 0
-        self.arrays = 1 + moments
-        down, up = (slot_bytes or _plain_slots)(self.layout.tile)
-        for d, device in enumerate(self.devices):
-            device.open(self.layout.segments(d), down, up)
-        self._align_steps()
+        return bool(held)
+
+    @property
+    def _first(self) -> int:
+        """Number of this rank's first device among those of all ranks that share a state."""
+        return 0 if self.ranks is None or self.ranks.sharded else self.firsts[self.ranks.rank]
+
+    def _lay_out(
+        self, parameters: Sequence[Parameter], state: StateOptions, weights: Sequence[float]
+    ) -> None:
+        self.whole = self.layout = layouts.build(
+            parameters, tile=state.tile, weights=weights, align=self._align(state)
+        )
+        if len(weights) > len(self.devices):
+            self.layout = layouts.share(self.whole, self._first, len(self.devices))
 
     def _identity(
         self, device: int, state: StateOptions, weights: Sequence[float]
@@ -129,23 +201,23 @@ class DeviceArray:
         return {
             "optimizer": self.kind.name, "momentum": self.momentum, "moments": state.moments,
             "note_bytes": state.note_bytes, "weights": list(weights),
-            "devices": len(self.devices), "device": device, "align": self._align(state),
+            "devices": self.whole.devices, "device": self._first + device,
+            "align": self._align(state),
+            "ranks": 1 if self.ranks is None else self.ranks.size,
+            "rank": 0 if self.ranks is None else self.ranks.rank,
         }  # fmt: skip
 
     def _align(self, state: StateOptions) -> int:
+        if state.apart:
+            return state.tile
         return layouts.BLOCK if state.moments == "blocks8" else 1
 
     def _create(
-        self, parameters: Sequence[Parameter], state: StateOptions, weights: Sequence[float] | None
+        self, parameters: Sequence[Parameter], state: StateOptions, shares: list[float]
     ) -> None:
-        shares = [1.0] * len(self.devices) if weights is None else list(weights)
-        if len(shares) != len(self.devices):
-            raise UserError(f"{len(shares)} weights for {len(self.devices)} devices")
         state = replace(state, note_bytes=state.note_bytes + 24 * len(parameters))
         self.state = state
-        self.layout = layouts.build(
-            parameters, tile=state.tile, weights=shares, align=self._align(state)
-        )
+        self._lay_out(parameters, state, shares)
         self.step = 0
         self.note: dict[str, Any] = {}
         self.weights = shares
@@ -157,46 +229,41 @@ class DeviceArray:
             description = layouts.describe(self.layout, **self._identity(d, state, shares))
             device.create(shape, description, state.note_bytes)
 
-    def _adopt(self, parameters: Sequence[Parameter]) -> None:
-        """Take the state that is there, if it is this model's, and at one step everywhere."""
+    def _adopt(self, parameters: Sequence[Parameter], apart: bool, shares: list[float]) -> None:
+        """Take the state that is there, if it is this model's."""
         first = description_of(self.devices[0])
-        state = StateOptions(first["moments"], first["tile"], first["note_bytes"])
+        state = StateOptions(first["moments"], first["tile"], first["note_bytes"], apart)
         self.state, self.weights = state, first["weights"]
-        shares = [1.0] * len(self.devices)
-        if len(self.weights) == len(self.devices):
-            shares = self.weights
-        self.layout = layouts.build(
-            parameters, tile=state.tile, weights=shares, align=self._align(state)
-        )
+        same = len(self.weights) == len(shares)
+        self._lay_out(parameters, state, self.weights if same else shares)
         for d, device in enumerate(self.devices):
             wanted = json.loads(
                 layouts.describe(self.layout, **self._identity(d, state, first["weights"]))
             )
             layouts.compare(description_of(device), wanted, device.address)
-        self.step = self._reconcile()
-        # Of a device that is at that step, not of one that is still ahead of it.
-        notes = [state["note"] for state in self._states() if state["step"] == self.step]
-        self.note = json.loads(notes[0] or "{}")
 
     def _states(self) -> list[dict[str, Any]]:
         return [device.state or {} for device in self.devices]
 
-    def _reconcile(self) -> int:
+    def _reconcile(self) -> None:
         """Find the step that all devices can be at; those ahead by one go back when opened.
 
         A device commits a step only when all have it on disk, and begins the next only when all
         have committed: they are at most one step apart, and who is ahead still has the step before.
         """
         states = self._states()
-        step = min(state["step"] for state in states)
-        self._behind = [state["step"] != step for state in states]
-        for device, state in zip(self.devices, states, strict=True):
-            if state["step"] != step and state["previous_step"] != step:
-                raise Corrupt(
-                    f"{device.address} is at step {state['step']}, others at {step}, and it has no "
-                    f"step {step} to go back to: see smart-infinity repair"
-                )
-        return int(step)
+        self.step = min(self._gather(min(int(state["step"]) for state in states)))
+        self._behind = [state["step"] != self.step for state in states]
+        with self.together():
+            for device, state in zip(self.devices, states, strict=True):
+                if self.step not in (state["step"], state["previous_step"]):
+                    raise Corrupt(
+                        f"{device.address} is at step {state['step']}, others at {self.step}, and "
+                        f"it has no step {self.step} to go back to: see smart-infinity repair"
+                    )
+        # Of a device that is at that step, not of one that is still ahead of it.
+        notes = [state["note"] for state in states if state["step"] == self.step]
+        self.note = json.loads(next(note for some in self._gather(notes) for note in some) or "{}")
 
     def _align_steps(self) -> None:
         """Take devices that are a step ahead back."""
@@ -238,24 +305,37 @@ class DeviceArray:
                 f"a note of {len(text)} bytes: this state has room for {self.state.note_bytes}"
             )
 
-        def work() -> None:
+        def everywhere(kind: Kind, answer: Kind, body: dict[str, Any] | None = None) -> None:
+            error: Exception | None = None
             try:
                 for device in self.devices:
-                    device.send(Kind.PREPARE, {"note": text}, arg=step)
+                    device.send(kind, body, arg=step)
                 for device in self.devices:
-                    device.answer(Kind.PREPARED)
-                for device in self.devices:
-                    device.send(Kind.COMMIT)
-                for device in self.devices:
-                    device.answer(Kind.DONE)
+                    device.answer(answer)
+            except Exception as raised:
+                error = raised
+            if self.ranks is not None:
+                self.ranks.agree(error, committing=True)
+            elif error is not None:
+                raise error
+
+        def work() -> None:
+            try:
+                everywhere(Kind.PREPARE, Kind.PREPARED, {"note": text})
+                everywhere(Kind.COMMIT, Kind.DONE)
             except BaseException as error:
                 self._commit_error = error
 
+        self.pending = (step, note)
         self._committer = threading.Thread(target=work, name="committer", daemon=True)
         self._committer.start()
-        self.pending = (step, note)
         if wait:
             self.settle()
+
+    @property
+    def settling(self) -> bool:
+        """Whether the last commit is still under way."""
+        return self._committer is not None and self._committer.is_alive()
 
     def settle(self) -> None:
         """Wait until the step before is committed on every device; raise when it was not."""
@@ -327,6 +407,16 @@ def plan(
         "settings": list(settings), "steps": list(steps), "hyper_of": hyper_of.tolist(),
         "unscale": unscale, "clip": clip,
     }  # fmt: skip
+
+
+def _each(
+    options: DeviceOptions | Sequence[DeviceOptions] | None, count: int
+) -> list[DeviceOptions]:
+    if options is None or isinstance(options, DeviceOptions):
+        return [options or DeviceOptions()] * count
+    if len(options) != count:
+        raise UserError(f"{len(options)} options for {count} devices")
+    return list(options)
 
 
 def _plain_slots(tile: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,8 @@ class Config:
         placement: `device` or `host`.
         ahead: Gradients go down before the step, as a backward pass would send them.
         link_rate: Bytes a second and direction of the shared link; 0 for none (else emulated).
+        each: Options of each device, in place of `options`, where they are not alike.
+        weights: Shares of the devices, see `DeviceArray`.
     """
 
     params: int
@@ -59,6 +61,8 @@ class Config:
     ahead: bool = False
     link_rate: float = 0.0
     options: DeviceOptions = field(default_factory=DeviceOptions)
+    each: Sequence[DeviceOptions] = ()
+    weights: Sequence[float] | Literal["measured"] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,13 +82,27 @@ class Config:
 
 
 class Bench:
-    """An open array of devices and what steps it; a context manager that removes what it made."""
+    """An open array of devices and what steps it; a context manager that removes what it made.
 
-    def __init__(self, config: Config, folders: Sequence[Path]) -> None:
+    With `addresses` the devices are those that others serve there, with new folders, in place of
+    `folders`; they and their folders stay.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folders: Sequence[Path],
+        *,
+        addresses: Sequence[str] = (),
+        token: str | None = None,
+    ) -> None:
         self.config = config
+        if addresses and len(addresses) != config.devices:
+            raise UserError(f"{len(addresses)} addresses for {config.devices} devices")
         self.folders = [
-            folders[d % len(folders)] / f"bench-{d}" for d in range(config.devices)
-        ]  # fmt: skip
+            folders[d % len(folders)] / f"bench-{d}"
+            for d in range(0 if addresses else config.devices)
+        ]
         self.kind = kinds.optimizer(config.optimizer)
         self.defaults = kinds.merged(
             self.kind, {"momentum": 0.9} if config.optimizer == "sgd" else {}
@@ -99,10 +117,12 @@ class Bench:
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
         self.array = DeviceArray(
-            self.folders, [Parameter("flat", (config.params,), config.param_dtype)], self.kind,
-            momentum=bool(self.kind.moments(self.defaults)), options=config.options,
+            addresses or self.folders, [Parameter("flat", (config.params,), config.param_dtype)],
+            self.kind, momentum=bool(self.kind.moments(self.defaults)),
+            options=config.each or config.options, weights=config.weights,
             state=StateOptions(config.moments, config.tile), resume=False,
             slot_bytes=self._slot_bytes, shaper=Shaper(config.link_rate, config.link_rate),
+            token=token,
         )  # fmt: skip
         near = config.placement == "device"
         self.flow: Flow = NearStorage(self.array) if near else OnHost(self.array)
@@ -211,7 +231,7 @@ def run(config: Config, folders: Sequence[Path], steps: int, *, warmup: int = 1)
         for _ in range(warmup):
             bench.step()
         before = bench.array.counts()
-        host_before = _host_io()
+        host_before = host_io()
         phases = []
         with bar(steps, "steps") as progress:
             for _ in range(steps):
@@ -221,7 +241,8 @@ def run(config: Config, folders: Sequence[Path], steps: int, *, warmup: int = 1)
         return summary(bench, phases, before, after, host_before)
 
 
-def _host_io() -> dict[str, int]:
+def host_io() -> dict[str, int]:
+    """Give this process's `/proc/self/io`, as far as the kernel tells."""
     found = {}
     try:
         for line in Path("/proc/self/io").read_text().splitlines():
@@ -260,7 +281,7 @@ def summary(
     )  # fmt: skip
     engine = {key: sum(d["engine"][key] for d in each) for key in each[0]["engine"]}
     median = {key: statistics.median(p[key] for p in phases) for key in phases[0]}
-    host_io = _host_io()
+    host_after = host_io()
     report: dict[str, Any] = {
         "params": n,
         "devices": config.devices,
@@ -288,7 +309,7 @@ def summary(
             "write": sum(d["io"].get("write_bytes", math.nan) for d in each) / n,
         },
         "host_media_bytes": {
-            key: (host_io.get(key, 0) - host_before.get(key, 0)) / steps
+            key: (host_after.get(key, 0) - host_before.get(key, 0)) / steps
             for key in ("read_bytes", "write_bytes")
         },
         "peak_rss_bytes": {
@@ -316,11 +337,15 @@ def emulated(config: Config) -> str | None:
     said = []
     if config.link_rate > 0:
         said.append(f"link shaped to {config.link_rate / 1e6:g} MB/s each way by token buckets")
-    if config.options.read_rate or config.options.write_rate:
-        said.append(
-            f"each device's media slowed to {config.options.read_rate / 1e6:g} MB/s reads and "
-            f"{config.options.write_rate / 1e6:g} MB/s writes by token buckets"
-        )
+    whose = {"each device": config.options}
+    if config.each:
+        whose = {f"device {d}": options for d, options in enumerate(config.each)}
+    for who, options in whose.items():
+        if options.read_rate or options.write_rate:
+            said.append(
+                f"{who}'s media slowed to {options.read_rate / 1e6:g} MB/s reads and "
+                f"{options.write_rate / 1e6:g} MB/s writes by token buckets"
+            )
     return "; ".join(said) or None
 
 

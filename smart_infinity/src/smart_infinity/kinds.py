@@ -50,6 +50,11 @@ OPTIMIZERS = {
         ("momentum_buffer",),
     ),
 }  # fmt: skip
+WITHOUT_MOMENTUM: Mapping[str, Mapping[str, Any]] = {
+    "adamw": {"beta1": 0.0}, "adam": {"beta1": 0.0}, "adagrad": {},
+    "sgd": {"momentum": 0.0, "nesterov": False},
+}  # fmt: skip
+"""Settings of a step whose gradients carry a momentum already."""
 MOMENTS = ("float32", "bfloat16", "blocks8")
 
 

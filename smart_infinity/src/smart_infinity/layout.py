@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,8 @@ def build(
         parameters: In the order in which they are numbered.
         tile: Elements of a whole tile, a multiple of 1,024.
         weights: Of the devices: each gets that share of the elements, dealt tile by tile.
-        align: Every parameter begins at a multiple of this (8-bit moments: 256).
+        align: Every parameter begins at a multiple of this (8-bit moments: 256; a whole tile: no
+            two parameters share one).
 
     Raises:
         UserError: No parameters, no devices, or a tile or weight that cannot be.
@@ -152,7 +153,7 @@ def build(
             used = -(-used // align) * align
             while element < parameter.numel:
                 if used >= tile:
-                    add(dtype, tile, pieces)
+                    add(dtype, pieces[-1].end, pieces)
                     used, pieces = 0, []
                 count = min(parameter.numel - element, tile - used)
                 pieces.append(Piece(number, used, used + count, element))
@@ -163,6 +164,16 @@ def build(
     return Layout(tuple(parameters), tile, tuple(tiles), len(weights), tuple(map(tuple, by_device)))
 
 
+def share(layout: Layout, first: int, count: int) -> Layout:
+    """Give the part of a layout that lies on `count` devices from `first` on, numbered from 0."""
+    chosen = [tile for tile in layout.tiles if first <= tile.device < first + count]
+    tiles = tuple(replace(tile, device=tile.device - first) for tile in chosen)
+    by_device: list[list[int]] = [[] for _ in range(count)]
+    for number, tile in enumerate(tiles):
+        by_device[tile.device].append(number)
+    return Layout(layout.parameters, layout.tile, tiles, count, tuple(map(tuple, by_device)))
+
+
 def describe(layout: Layout, **more: Any) -> str:
     """Give what a device remembers of the whole: JSON with the parameters and `more`."""
     listed = [[p.name, list(p.shape), p.dtype] for p in layout.parameters]
@@ -171,6 +182,13 @@ def describe(layout: Layout, **more: Any) -> str:
 
 def compare(stored: dict[str, Any], wanted: dict[str, Any], folder: str) -> None:
     """Refuse a state that belongs to something else, in one line that names the difference."""
+    made, asked = ((one.get("rank", 0), one.get("ranks", 1)) for one in (stored, wanted))
+    if made != asked:
+        raise UserError(
+            f"{folder}: made by rank {made[0]} of {made[1]}, asked for by rank {asked[0]} of "
+            f"{asked[1]}; start as many ranks as then, each with the folders it made, or give new "
+            "folders"
+        )
     old, new = stored["parameters"], wanted["parameters"]
     for before, now in zip(old, new, strict=False):
         if before != now:

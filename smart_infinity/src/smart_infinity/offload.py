@@ -14,11 +14,10 @@ import torch
 from shorthaul.errors import UserError
 
 from smart_infinity.layout import BYTES, DTYPES, Piece, Tile
+from smart_infinity.parameters import TYPES, local
 
 if TYPE_CHECKING:
     from smart_infinity.optimizer import SmartOptimizer
-
-_TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Offload:
@@ -26,14 +25,14 @@ class Offload:
 
     def __init__(self, optimizer: SmartOptimizer) -> None:
         self.optimizer = optimizer
-        self.pieces: list[list[tuple[Tile, Piece]]] = [[] for _ in optimizer._params]
+        self.pieces: list[list[tuple[Tile, Piece]]] = [[] for _ in optimizer.parameters.tensors]
         for tile in optimizer.layout.tiles:
             for piece in tile.pieces:
                 self.pieces[piece.parameter].append((tile, piece))
-        self.passes = [0] * len(optimizer._params)
+        self.passes = [0] * len(optimizer.parameters.tensors)
         self.norms: dict[int, torch.Tensor] = {}
         self.staged: dict[int, tuple[npt.NDArray[np.uint8], int]] = {}
-        for i, param in enumerate(optimizer._params):
+        for i, param in enumerate(optimizer.parameters.tensors):
             param.register_post_accumulate_grad_hook(self._hook(i))
 
     def _hook(self, i: int):
@@ -49,12 +48,13 @@ class Offload:
         if self.passes[i] < optimizer.accumulation_steps:
             return
         if self.passes[i] > optimizer.accumulation_steps:
+            name = optimizer.parameters.name(i)
             raise UserError(
-                f"parameter {optimizer._name(i)!r} had {self.passes[i]} backward passes in one "
-                f"step: give accumulation_steps={self.passes[i]}, or offload='step'"
+                f"parameter {name!r} had {self.passes[i]} backward passes in one step: give "
+                f"accumulation_steps={self.passes[i]}, or offload='step'"
             )
         assert param.grad is not None
-        gradient = optimizer._local(param.grad)
+        gradient = local(param.grad)
         if optimizer.max_norm is not None:
             self.norms[i] = torch.linalg.vector_norm(gradient, 2.0)
         flat = gradient.reshape(-1)
@@ -69,7 +69,7 @@ class Offload:
         if key not in self.staged:
             self.staged[key] = (np.zeros(tile.elements * BYTES[name], np.uint8), 0)
         staged, arrived = self.staged[key]
-        into = torch.frombuffer(staged, dtype=_TORCH[name])
+        into = torch.frombuffer(staged, dtype=TYPES[name])
         into[piece.begin : piece.end].copy_(part)
         self.staged[key] = (staged, arrived + 1)
         if arrived + 1 == len(tile.pieces):
@@ -91,7 +91,7 @@ class Offload:
         steps = optimizer.accumulation_steps
         unfinished = [i for i, passes in enumerate(self.passes) if 0 < passes < steps]
         for i in unfinished:  # fewer passes than said: what there is goes down
-            param = optimizer._params[i]
+            param = optimizer.parameters.tensors[i]
             self.passes[i] = steps - 1
             self._complete(i, param)
         optimizer._active = [passes > 0 for passes in self.passes]

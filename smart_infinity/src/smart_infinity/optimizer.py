@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from shorthaul.errors import UserError
 
-from smart_infinity import kinds, wire
+from smart_infinity import distributed, kinds, portable, tile_records, wire
 from smart_infinity.array import DeviceArray, StateOptions, plan
 from smart_infinity.client import DeviceOptions
 from smart_infinity.compress import Compressor, TopK, parse
 from smart_infinity.errors import NotFinite
 from smart_infinity.flow import Fill, NearStorage
-from smart_infinity.layout import BYTES, DEFAULT_TILE, DTYPES, Parameter, Tile
+from smart_infinity.layout import BYTES, DEFAULT_TILE, DTYPES, Tile
+from smart_infinity.parameters import TYPES, Parameters
 from smart_infinity.shaper import Shaper
-from smart_infinity.wire import Kind
 
-_TORCH = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16
-}  # fmt: skip
-_NAMES = {dtype: name for name, dtype in _TORCH.items()}
 _SKIP = 0xFFFF
 
 
@@ -54,8 +53,16 @@ class SmartOptimizer(torch.optim.Optimizer):
         resume: True, False, or None for whichever it is (see `DeviceArray`). On resuming, the
             parameters are set to the state's.
         accumulation_steps: With `offload="backward"`: how many backward passes make a step.
-        tile, weights, note_bytes: Of a new state.
-        options: How devices work.
+        tile, note_bytes: Of a new state.
+        weights: Of a new state: each device's share of the parameters. None: equal shares;
+            `"measured"`: by the devices' speeds, so that all are done at the same time however
+            different their disks are. Measuring writes and reads a few hundred megabytes a device.
+        apart: No two parameters share a tile, so that each can be stepped by itself.
+        process_group: Ranks that train one model together. With whole parameters on each (DDP),
+            every rank keeps the state of a share of them on its own devices and gets the others'
+            new ones from them (ZeRO-1); sharded ones (FSDP2) are each rank's own, and their group
+            need not be given. See docs/training.md.
+        options: How devices work; a sequence has one for each.
         shaper, token, tls: Of the link.
 
     Raises:
@@ -76,9 +83,11 @@ class SmartOptimizer(torch.optim.Optimizer):
         resume: bool | None = None,
         accumulation_steps: int = 1,
         tile: int = DEFAULT_TILE,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | Literal["measured"] | None = None,
         note_bytes: int = 1 << 16,
-        options: DeviceOptions | None = None,
+        apart: bool = False,
+        process_group: Any = None,
+        options: DeviceOptions | Sequence[DeviceOptions] | None = None,
         shaper: Shaper | None = None,
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
@@ -94,6 +103,7 @@ class SmartOptimizer(torch.optim.Optimizer):
         if grad_dtype is not None and grad_dtype not in DTYPES:
             raise UserError(f"grad_dtype={grad_dtype!r}: use {', '.join(DTYPES)}")
         self.compress = parse(compress)
+        self.compressor = None if self.compress is None else Compressor(self.compress)
         if self.compress is not None and offload == "backward":
             raise UserError("compress with offload='backward': compress at step()")
         self.offload, self.max_norm, self.grad_dtype = offload, max_norm, grad_dtype
@@ -104,25 +114,31 @@ class SmartOptimizer(torch.optim.Optimizer):
         momenta = {bool(self.kind.moments(group)) for group in self.param_groups}
         if len(momenta) > 1:
             raise UserError("groups with and without momentum: give all of them one, or none")
-        self._params, self._group_of = self._flatten()
-        described = [self._described(i) for i in range(len(self._params))]
+        self.parameters = Parameters(self.param_groups)
+        self.ranks = self._find_ranks(process_group)
+        if self.ranks is not None and offload == "backward":
+            raise UserError(
+                "offload='backward' on several ranks: gradients would go down before they are "
+                "averaged; use offload='step'"
+            )
         self.array = DeviceArray(
-            devices, described, self.kind, momentum=momenta.pop(), options=options,
-            state=StateOptions(moments, tile, note_bytes), resume=resume, weights=weights,
-            slot_bytes=self._slot_bytes, shaper=shaper, token=token, tls=tls,
+            devices, self.parameters.described(), self.kind, momentum=momenta.pop(),
+            options=options, state=StateOptions(moments, tile, note_bytes, apart), resume=resume,
+            weights=weights, slot_bytes=self._slot_bytes, shaper=shaper, token=token, tls=tls,
+            ranks=self.ranks,
         )  # fmt: skip
+        # A program that just ends, or forgets the optimizer, has its last step committed.
+        self._finalizer = weakref.finalize(self, _end, self.array)
         self.layout = self.array.layout
-        self.steps = [0] * len(self._params)
+        self.steps = [0] * len(self.parameters)
         self.extra: dict[str, Any] = {}
         """Stored with every step, and back after a resume; anything JSON holds."""
         self.phases: dict[str, float] = {}
         """Seconds of the last step by what they went to."""
-        self._active: list[bool] = [False] * len(self._params)
+        self._active: list[bool] = [False] * len(self.parameters)
         self._flow = NearStorage(self.array)
-        self._compressor: Compressor | None = None
-        if self.compress is not None:
-            self._compressor = Compressor(self.compress)
         self._gradient = np.zeros(self.layout.tile, np.float32)
+        self._scale = 1.0  # that gradients are multiplied by on the host
         try:
             if self.array.resumed:
                 self._restore()
@@ -138,41 +154,14 @@ class SmartOptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ parameters
 
-    def _flatten(self) -> tuple[list[torch.Tensor], list[int]]:
-        params: list[torch.Tensor] = []
-        groups: list[int] = []
-        for number, group in enumerate(self.param_groups):
-            for param in group["params"]:
-                params.append(param)
-                groups.append(number)
-        return params, groups
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; after construction there is no room for more (UserError)."""
         if hasattr(self, "array"):
             raise UserError("parameters cannot be added: their devices are laid out already")
         super().add_param_group(param_group)
 
-    def _name(self, i: int) -> str:
-        group = self.param_groups[self._group_of[i]]
-        names = group.get("param_names")
-        if names is None:
-            return str(i)
-        first = self._group_of.index(self._group_of[i])
-        return str(names[i - first])
-
-    def _described(self, i: int) -> Parameter:
-        param = self._local(self._params[i])
-        if param.dtype not in _NAMES:
-            raise UserError(
-                f"parameter {self._name(i)!r} is {param.dtype}: use float32, bfloat16 or float16"
-            )
-        return Parameter(self._name(i), tuple(param.shape), _NAMES[param.dtype])
-
-    @staticmethod
-    def _local(tensor: torch.Tensor) -> torch.Tensor:
-        """Give this rank's shard of a tensor that is sharded (FSDP2), else the tensor."""
-        return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    def _find_ranks(self, process_group: Any) -> distributed.Ranks | None:
+        return distributed.ranks_of(process_group, self.parameters.tensors)
 
     def _slot_bytes(self, tile: int) -> tuple[int, int]:
         down = 4 * tile
@@ -221,24 +210,35 @@ class SmartOptimizer(torch.optim.Optimizer):
         return loss
 
     def _step_from_grads(self) -> bool:
-        self._active = [param.grad is not None for param in self._params]
+        self._active = [param.grad is not None for param in self.parameters.tensors]
+        if self.ranks is not None:
+            active = json.dumps([self.array.step, self._active]).encode()
+            self.ranks.same("the step they are at or the gradients they have", zlib.crc32(active))
         if not any(self._active):
             return False
-        clip = (
-            1.0
-            if self.max_norm is None
-            else self._clip(
-                [self._local(param.grad) for param in self._params if param.grad is not None]
+        clip = 1.0
+        if self.max_norm is not None:
+            clip = self._clip(
+                [param.grad for param in self.parameters.tensors if param.grad is not None]
             )
-        )
+        self._scale = 1.0
+        if self.compress is not None and self.compress.error_feedback and self._compresses():
+            # What is left over is owed as it was clipped in its own step, not in a later one.
+            self._scale, clip = clip, 1.0
         self._begin(clip)
         self._update(self._fill)
         return True
 
+    def _compresses(self) -> bool:
+        """Tell whether this step's gradients are compressed: there is a way to, and it is time."""
+        return self.compress is not None and self.array.step >= self.compress.warmup
+
     def _clip(self, gradients: list[torch.Tensor]) -> float:
         """Give what clip_grad_norm_ would multiply by, rounded as it rounds."""
         norms = [torch.linalg.vector_norm(gradient, 2.0) for gradient in gradients]
-        return self._clip_from(norms)
+        # Of a sharded gradient, over the shards of all ranks.
+        whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+        return self._clip_from(whole)
 
     def _clip_from(self, norms: list[torch.Tensor]) -> float:
         assert self.max_norm is not None
@@ -251,14 +251,17 @@ class SmartOptimizer(torch.optim.Optimizer):
     def _begin(self, clip: float) -> None:
         """Tell the devices what this step does to each parameter."""
         numbers: dict[tuple[int, int], int] = {}
-        hyper_of = np.full(len(self._params), _SKIP, np.uint16)
+        hyper_of = np.full(len(self.parameters), _SKIP, np.uint16)
         for i, active in enumerate(self._active):
             if active:
-                key = (self._group_of[i], self.steps[i] + 1)
+                key = (self.parameters.group_of[i], self.steps[i] + 1)
                 hyper_of[i] = numbers.setdefault(key, len(numbers))
         if len(numbers) >= _SKIP:
             raise UserError(f"{len(numbers)} different settings and step counts: too many")
         settings = [kinds.settings(self.param_groups[group]) for group, _ in numbers]
+        if self.compress is not None and self.compress.momentum and self._compresses():
+            for one in settings:  # what is sent is a momentum already
+                one.update(kinds.WITHOUT_MOMENTUM[self.kind.name])
         body = plan(settings, [step for _, step in numbers], hyper_of, clip=clip)
         self._flow.begin(self.array.step + 1, body)
 
@@ -270,11 +273,13 @@ class SmartOptimizer(torch.optim.Optimizer):
             if any(self._active[piece.parameter] for piece in tile.pieces)
         ]
         try:
-            self._flow.update(active, fill, self._take)
-            if self.array.failure is not None:
-                raise self.array.failure
-            if self._flow.not_finite:
-                raise self._not_finite_error(self._flow.not_finite[0])
+            with self.array.together():
+                self._flow.update(active, fill, self._take)
+                if self.array.failure is not None:
+                    raise self.array.failure
+                if self._flow.not_finite:
+                    raise self.parameters.not_finite(self._flow.not_finite[0])
+            self._hand_round()
         except BaseException:
             self._undo(active)
             raise
@@ -284,64 +289,47 @@ class SmartOptimizer(torch.optim.Optimizer):
     def _fill(self, tile: Tile, area: memoryview) -> tuple[int, int]:
         """Put a tile's gradient into a slot: its bytes, and the flags that say what they are."""
         whole = all(self._active[piece.parameter] for piece in tile.pieces)
-        compressor = self._compressor
-        if compressor is not None and whole and self.array.step >= compressor.topk.warmup:
+        if self.compressor is not None and self._compresses() and whole:
             gradient = self._gradient[: tile.elements]
             gradient[:] = 0
-            self._copy_gradient(tile, torch.from_numpy(gradient))
-            values = DTYPES.index(compressor.topk.values)
+            self._gather_gradient(tile, torch.from_numpy(gradient))
+            values = DTYPES.index(self.compressor.topk.values)
             try:
-                return compressor.encode(tile, gradient, area), wire.TOPK | values
+                return self.compressor.encode(tile, gradient, area), wire.TOPK | values
             except NotFinite:
-                raise self._not_finite_error(tile) from None
+                raise self.parameters.not_finite(tile) from None
         name = self._grad_type(tile)
-        into = torch.frombuffer(area, dtype=_TORCH[name], count=tile.elements)
-        self._copy_gradient(tile, into)
+        into = torch.frombuffer(area, dtype=TYPES[name], count=tile.elements)
+        self._gather_gradient(tile, into)
         return tile.elements * BYTES[name], DTYPES.index(name)
 
-    def _copy_gradient(self, tile: Tile, into: torch.Tensor) -> None:
-        for piece in tile.pieces:
-            gradient = self._params[piece.parameter].grad
-            if gradient is None:
-                continue
-            if gradient.is_sparse:
-                raise UserError(f"parameter {self._name(piece.parameter)!r} has a sparse gradient")
-            flat = self._local(gradient).reshape(-1)
-            length = piece.end - piece.begin
-            into[piece.begin : piece.end].copy_(flat[piece.element : piece.element + length])
-
-    def _take(self, tile: Tile, area: memoryview) -> None:
-        """On a device's receiving thread: a tile's parameters have come up."""
-        self._scatter(tile, area, tile.dtype)
+    def _gather_gradient(self, tile: Tile, into: torch.Tensor) -> None:
+        self.parameters.gather_gradient(tile, into)
+        if self._scale != 1.0:
+            into *= self._scale
 
     @torch.no_grad()
-    def _scatter(self, tile: Tile, area: memoryview, dtype: str, everything: bool = False) -> None:
-        """Copy a tile's parameters, in `dtype`, into the model's."""
-        values = torch.frombuffer(area, dtype=_TORCH[dtype], count=tile.elements)
-        for piece in tile.pieces:
-            if not everything and not self._active[piece.parameter]:
-                continue
-            param = self._local(self._params[piece.parameter]).detach()
-            part = values[piece.begin : piece.end]
-            if param.is_contiguous():
-                flat = param.view(-1)
-                flat[piece.element : piece.element + len(part)].copy_(part)
-            else:
-                flat = param.reshape(-1).clone()
-                flat[piece.element : piece.element + len(part)].copy_(part)
-                param.copy_(flat.view_as(param))
+    def _take(self, tile: Tile, area: memoryview) -> None:
+        """On a device's receiving thread: a tile's parameters have come up."""
+        self.parameters.scatter(tile, area, tile.dtype, self._active.__getitem__)
 
-    def _not_finite_error(self, tile: Tile) -> NotFinite:
-        names = [
-            self._name(piece.parameter)
-            for piece in tile.pieces
-            if (grad := self._params[piece.parameter].grad) is not None
-            and not torch.isfinite(self._local(grad)).all()
-        ] or [self._name(tile.pieces[0].parameter)]
-        return NotFinite(
-            f"the gradient of {names[0]!r} holds NaN or Inf: no parameter was changed; "
-            "scale the loss down, clip, or skip the batch"
-        )
+    def _hand_round(self, everything: bool = False) -> None:
+        """Give other ranks the new parameters of this one's share, and take theirs (ZeRO-1)."""
+        if self.ranks is None or self.ranks.sharded:
+            return
+
+        changed = None if everything else self._active.__getitem__
+
+        def wanted(tile: Tile) -> bool:
+            return changed is None or any(changed(piece.parameter) for piece in tile.pieces)
+
+        @torch.no_grad()
+        def write(tile: Tile, values: torch.Tensor) -> None:
+            area = values.view(torch.uint8).numpy().data
+            self.parameters.scatter(tile, area, tile.dtype, changed)
+
+        rounds = distributed.rounds(self.array.whole, self.array.firsts, wanted)
+        self.ranks.spread(rounds, TYPES, self.parameters.gather, write)
 
     def _undo(self, tiles: Iterable[Tile]) -> None:
         """Back to the step before: devices forget, parameters that came up are fetched again."""
@@ -349,108 +337,59 @@ class SmartOptimizer(torch.optim.Optimizer):
             return
         with contextlib.suppress(Exception):
             self.array.abandon()
-            for tile, area in self.read_tiles(tiles, mask=1):
-                self._scatter(tile, area, "float32", everything=True)
+            self._fetch(tiles)
+
+    @torch.no_grad()
+    def _fetch(self, tiles: Iterable[Tile]) -> None:
+        """Set the model's parameters to the devices'."""
+        for tile, area in tile_records.read(self.array, tiles, mask=1):
+            self.parameters.scatter(tile, area, "float32")
 
     # ------------------------------------------------------------------ state
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Torch's names of what is stored beside the parameters, in order."""
+        return self.kind.arrays if self.array.momentum else ()
 
     def _note(self) -> dict[str, Any]:
         same = len(set(self.steps)) == 1
         return {"steps": self.steps[0] if same else list(self.steps), "extra": self.extra}
 
-    def read_tiles(self, tiles: Iterable[Tile], *, mask: int) -> Iterator[tuple[Tile, memoryview]]:
-        """Read arrays of tiles from their devices, as float32, one after the other.
-
-        `mask` has bit 0 for parameters, 1 and 2 for the moments. An area is good until the next.
-        """
-        flags = wire.DECODED | mask << wire.MASK_SHIFT
-        for tile in tiles:
-            device = self.array.devices[tile.device]
-            device.on_answer = None
-            slot = device.acquire()
-            device.submit(Kind.READ, slot, tile.index, flags=flags)
-            device.wait_idle()
-            if device.failure is not None:
-                raise device.failure
-            assert device.slots is not None
-            yield tile, device.slots.up(slot)
-
-    def write_tiles(
-        self, tiles: Iterable[Tile], fill: Callable[[Tile, npt.NDArray[np.float32]], None], *,
-        mask: int,
-    ) -> None:  # fmt: skip
-        """Write arrays of tiles; `fill` is given each tile's floats [arrays, elements] to set."""
-        arrays = bin(mask).count("1")
-        for tile in tiles:
-            device = self.array.devices[tile.device]
-            device.on_answer = None
-            slot = device.acquire()
-            assert device.slots is not None
-            length = 4 * arrays * tile.elements
-            floats = np.frombuffer(device.slots.down(slot)[:length], np.float32)
-            fill(tile, floats.reshape(arrays, tile.elements))
-            flags = wire.DECODED | mask << wire.MASK_SHIFT
-            device.submit(Kind.WRITE, slot, tile.index, length, flags)
-        self.array.wait_idle()
-        if self.array.failure is not None:
-            raise self.array.failure
-
     @torch.no_grad()
-    def _load_masters(self) -> None:
-        """Give the devices the model's parameters, and commit them as step 0."""
+    def _load_masters(self, step: int = 0) -> None:
+        """Give the devices the model's parameters, and commit them as a step."""
 
         def fill(tile: Tile, floats: npt.NDArray[np.float32]) -> None:
             floats[:] = 0
-            into = torch.from_numpy(floats[0])
-            for piece in tile.pieces:
-                flat = self._local(self._params[piece.parameter]).detach().reshape(-1)
-                length = piece.end - piece.begin
-                part = flat[piece.element : piece.element + length]
-                into[piece.begin : piece.end].copy_(part)
+            self.parameters.gather(tile, torch.from_numpy(floats[0]))
 
-        self.write_tiles(self.layout.tiles, fill, mask=1)
-        self.array.commit(0, self._note(), wait=True)
+        # Ranks that hold the same parameters may have begun with different ones.
+        self._hand_round(everything=True)
+        tile_records.write(self.array, self.layout.tiles, fill, mask=1)
+        self.array.commit(step, self._note(), wait=True)
 
     @torch.no_grad()
     def _restore(self) -> None:
         """Set the model's parameters and the step counts to the state's."""
         note = self.array.note
         steps = note.get("steps", 0)
-        self.steps = list(steps) if isinstance(steps, list) else [steps] * len(self._params)
+        self.steps = list(steps) if isinstance(steps, list) else [steps] * len(self.parameters)
         self.extra = note.get("extra", {})
-        for tile, area in self.read_tiles(self.layout.tiles, mask=1):
-            self._scatter(tile, area, "float32", everything=True)
+        self._fetch(self.layout.tiles)
+        self._hand_round(everything=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Give everything in torch's form: `step`, moments and, of 16-bit parameters, `master`.
 
-        It holds all of the state in memory; the devices' folders are the cheaper checkpoint.
+        It holds all of the state in memory; the devices' folders are the cheaper checkpoint. Of
+        several ranks, each gives its own: of sharded parameters sharded tensors, else the elements
+        of its share among zeros (`distributed.whole_state_dict` puts them together).
         """
         self.array.settle()
-        packed = super().state_dict()
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        moments = self.kind.arrays if self.array.momentum else ()
-        for i, param in enumerate(self._params):
-            local = self._local(param)
-            state[i] = {"step": torch.tensor(float(self.steps[i]))}
-            names = (*moments, *(["master"] if local.dtype != torch.float32 else []))
-            for name in names:
-                state[i][name] = torch.empty(local.shape, dtype=torch.float32)
-        mask = (1 << self.array.arrays) - 1
-        for tile, area in self.read_tiles(self.layout.tiles, mask=mask):
-            count = self.array.arrays * tile.elements
-            rows = torch.frombuffer(area, dtype=torch.float32, count=count)
-            rows = rows.view(self.array.arrays, tile.elements)
-            for piece in tile.pieces:
-                length = piece.end - piece.begin
-                for row, name in enumerate(("master", *moments)):
-                    if name in state[piece.parameter]:
-                        flat = state[piece.parameter][name].view(-1)
-                        flat[piece.element : piece.element + length] = rows[
-                            row, piece.begin : piece.end
-                        ]
-        packed["state"] = state
-        packed["extra"] = self.extra
+        packed = super().state_dict() | {"state": portable.pack(self), "extra": self.extra}
+        if self.ranks is not None and not self.ranks.sharded:
+            packed["share"] = [self.ranks.rank, self.ranks.size]
         return packed
 
     @torch.no_grad()
@@ -460,45 +399,10 @@ class SmartOptimizer(torch.optim.Optimizer):
         Parameters in float32 are taken from the model, as with torch.
 
         Raises:
-            UserError: It is of other parameters, or lacks a moment.
+            UserError: It is of other parameters, or another rank's share.
         """
         self.array.settle()
-        state = state_dict["state"]
-        groups = state_dict["param_groups"]
-        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
-            raise UserError("the state_dict has other parameter groups than this optimizer")
-        moments = self.kind.arrays if self.array.momentum else ()
-        numbers = [i for group in groups for i in group["params"]]
-        found = [state.get(i, {}) for i in numbers]
-        for i, one in enumerate(found):
-            shape = self._local(self._params[i]).shape
-            for name in (*moments, "master"):
-                if name in one and one[name] is not None and one[name].shape != shape:
-                    raise UserError(
-                        f"{name} of parameter {self._name(i)!r} is {list(one[name].shape)}, the "
-                        f"parameter {list(shape)}"
-                    )
-
-        def fill(tile: Tile, floats: npt.NDArray[np.float32]) -> None:
-            floats[:] = 0
-            rows = torch.from_numpy(floats)
-            for piece in tile.pieces:
-                one = found[piece.parameter]
-                length = piece.end - piece.begin
-                for row, name in enumerate(("master", *moments)):
-                    value = one.get(name)
-                    if value is None and row == 0:
-                        value = self._local(self._params[piece.parameter]).detach()
-                    if value is None:
-                        continue  # torch keeps no moments before the first step
-                    flat = value.reshape(-1)[piece.element : piece.element + length]
-                    rows[row, piece.begin : piece.end].copy_(flat)
-
-        self.write_tiles(self.layout.tiles, fill, mask=(1 << self.array.arrays) - 1)
-        self.steps = [int(one.get("step", 0)) for one in found]
-        self.extra = state_dict.get("extra", {})
-        for group, stored in zip(self.param_groups, groups, strict=True):
-            group.update({key: value for key, value in stored.items() if key != "params"})
+        portable.unpack(self, state_dict)
         self.array.commit(max(self.steps, default=0), self._note(), wait=True)
 
     # ------------------------------------------------------------------ end
@@ -509,6 +413,7 @@ class SmartOptimizer(torch.optim.Optimizer):
 
     def close(self) -> None:
         """Make the last step durable and end the devices; the optimizer is of no use after."""
+        self._finalizer.detach()
         self.array.close()
 
     def __enter__(self) -> SmartOptimizer:
@@ -516,3 +421,8 @@ class SmartOptimizer(torch.optim.Optimizer):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _end(array: DeviceArray) -> None:
+    with contextlib.suppress(Exception):  # nobody is left to be told
+        array.close()

@@ -1,8 +1,11 @@
-"""What the disk, the kernels and the link of this machine do, measured alone."""
+"""What the disks, the kernels and the devices of this machine do, measured alone."""
 
 from __future__ import annotations
 
+import statistics
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from shorthaul.errors import UserError
 from shorthaul.uring import Completion, File, Mode, Ring, buffer
 
 from smart_infinity import _core
+from smart_infinity.client import DeviceOptions
+from smart_infinity.kinds import optimizer
 from smart_infinity.planner import Rates
 
 BLOCK = 1 << 20
@@ -37,9 +42,11 @@ class RawDisk:
     """A file for tests of a disk: transfers of 1 MiB past the page cache, `depth` at once.
 
     Reads go through one half of the file and writes through the other, in order, as a step does.
+    Buffers and file are registered with the kernel, as a device's are: without, a busy processor
+    keeps this test slower than the steps that it is to bound.
     """
 
-    def __init__(self, folder: Path, mebibytes: int = 512, depth: int = 16) -> None:
+    def __init__(self, folder: Path, mebibytes: int = 512, depth: int = 32) -> None:
         if mebibytes < 2 * depth:
             raise UserError(f"a disk test of {mebibytes} MiB: use {2 * depth} or more")
         self.path = folder / f".disk-test-{time.monotonic_ns()}"
@@ -52,6 +59,8 @@ class RawDisk:
         rng = np.random.default_rng(0)
         for one in self.buffers:
             one[:] = rng.integers(0, 256, BLOCK, np.uint8)
+        self.ring.register_buffers(self.buffers)
+        self.ring.register_files([self.file])
         self.file.allocate(2 * self.blocks * BLOCK)
         self._fill()
 
@@ -107,20 +116,44 @@ class RawDisk:
 
 
 def kernel_rate(kind: str = "adamw", elements: int = 1 << 20, seconds: float = 0.3) -> float:
-    """Give parameters a second that one thread steps in memory."""
+    """Give parameters a second that one thread steps in memory, checksums of a device included."""
     settings = _core.Settings()
     settings.momentum = 0.9
     rng = np.random.default_rng(0)
     arrays = [np.abs(rng.standard_normal(elements, np.float32)) for _ in range(4)]
-    moments = {"adamw": 2, "adam": 2}.get(kind, 1)
+    moments = len(optimizer(kind).arrays)
     used = [*arrays[2:][:moments], *([None] * (2 - moments))]
     rounds, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
         _core.update(
             _core.Kind[kind], settings, rounds + 1, 1.0, 1.0, False, arrays[0], arrays[1], *used
         )
+        for array in (arrays[0], *arrays[2:][:moments]):
+            for _ in ("read", "written"):
+                _core.crc32c(array)
         rounds += 1
     return rounds * elements / (time.perf_counter() - begin)
+
+
+def commit_seconds(folder: Path, rounds: int = 9) -> float:
+    """Give the seconds of a commit of little: two pages written, each made durable."""
+    path = folder / f".commit-test-{time.monotonic_ns()}"
+    file = File(path, Mode.create)
+    try:
+        page, ring, spent = buffer(4096), Ring(depth=1), []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            for number in range(2):
+                ring.write(file, 4096 * number, page)
+                (done,) = ring.submit_and_wait(1)
+                if done.error:
+                    raise OSError(done.error, f"the commit test of {folder}")
+                file.sync()
+            spent.append(time.perf_counter() - begin)
+    finally:
+        file.close()
+        path.unlink()
+    return statistics.median(spent)
 
 
 def measure(folder: Path, mebibytes: int = 512) -> Rates:
@@ -135,5 +168,51 @@ def measure(folder: Path, mebibytes: int = 512) -> Rates:
     kernel = kernel_rate()
     return Rates(
         media_read=read, media_write=write, media_both=both, media_all=both, kernel=kernel,
-        host_kernel=kernel,
+        host_kernel=kernel, commit_s=commit_seconds(folder),
     )  # fmt: skip
+
+
+def device_speed(
+    address: str | Path, options: DeviceOptions | None = None, *, params: int = 1 << 22
+) -> float:
+    """Give parameters a second that a device in this folder steps, alone.
+
+    Measured by a device of its own kind in a folder inside, which is removed again: disk, file
+    system, processor and a slowed medium all count. It writes `params` times 24 bytes, and reads
+    them, three times.
+
+    Raises:
+        UserError: Not a folder of this machine.
+    """
+    from smart_infinity import bench
+
+    if str(address).partition(":")[0] in ("unix", "tcp"):
+        raise UserError(
+            f"the speed of device {address} cannot be measured: its folder is another's; give "
+            "weights as numbers"
+        )
+    folder = Path(address)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".speed-", dir=folder) as inside:
+            config = bench.Config(params=params, options=options or DeviceOptions())
+            with bench.Bench(config, [Path(inside)]) as one:
+                # The first step reads what was never written, which costs a disk nothing.
+                seconds = [one.step()["total_s"] for _ in range(3)][1:]
+    except OSError as error:
+        raise UserError(f"{folder}: its speed cannot be measured ({error})") from error
+    return params / statistics.median(seconds)
+
+
+def device_speeds(
+    addresses: Sequence[str | Path],
+    options: Sequence[DeviceOptions | None] | None = None,
+    *,
+    params: int = 1 << 22,
+) -> list[float]:
+    """Give `device_speed` of each, one after the other; `options` has one for each."""
+    each = options or [None] * len(addresses)
+    return [
+        device_speed(address, option, params=params)
+        for address, option in zip(addresses, each, strict=True)
+    ]

@@ -11,25 +11,31 @@ import time
 
 
 class Bucket:
-    """Lets bytes through at a rate; callers wait their turn."""
+    """Lets bytes through at a rate; callers wait their turn.
+
+    A pause saves nothing up but for two milliseconds, in which a caller gets the next bytes ready
+    while a real link would still carry the last; and as much as its sleep has overrun.
+    """
 
     def __init__(self, bytes_per_s: float) -> None:
         self.rate = bytes_per_s
         self._lock = threading.Lock()
         self._next = 0.0
+        self._overrun = 0.0
 
     def take(self, count: int) -> None:
         """Wait until so many bytes have passed."""
         if self.rate <= 0:
             return
         with self._lock:
-            now = time.monotonic()
-            # A pause saves no tokens but for ten milliseconds.
-            self._next = max(self._next, now - 0.01) + count / self.rate
+            since = time.monotonic() - 0.002 - self._overrun
+            self._next = max(self._next, since) + count / self.rate
+            self._overrun = 0.0
             until = self._next
         delay = until - time.monotonic()
         if delay > 0:
             time.sleep(delay)
+            self._overrun = time.monotonic() - until
 
 
 class Shaper:

@@ -20,7 +20,7 @@ class Plan(Common):
     devices: int = 1
     """Devices."""
     storage: Path | None = None
-    """Folder whose disk is measured (half a minute); else the rates below, else the paper's."""
+    """Folder whose disk is measured (a gigabyte written); else give rates, or --paper."""
     link_rate: float = 0.0
     """GB/s of the link that all devices share, each way; 0: no limit."""
     read_rate: float = 0.0
@@ -74,6 +74,13 @@ class Plan(Common):
     def _rates(self) -> tuple[Any, str]:
         from smart_infinity import planner, rates
 
+        for name in ("link_rate", "read_rate", "write_rate"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise UserError(f"--{name.replace('_', '-')} {value:g}: use 0 or more")
+        media = bool(self.read_rate or self.write_rate)
+        if media + self.paper + (self.storage is not None) > 1:
+            raise UserError("--paper, --storage and --read-rate with --write-rate: give one")
         given = planner.Rates(
             link_down=self.link_rate * 1e9, link_up=self.link_rate * 1e9,
             media_read=self.read_rate * 1e9, media_write=self.write_rate * 1e9,
