@@ -17,9 +17,9 @@ Interval = tuple[float, float]
 WRITES = ("write_parameters", "write_moments")
 
 
-def of(spans: Iterable[Span], *whats: str) -> list[Interval]:
+def of(spans: Iterable[Span], *what_of: str) -> list[Interval]:
     """Give the intervals of spans of these kinds."""
-    return [(span[2], span[3]) for span in spans if span[0] in whats]
+    return [(span[2], span[3]) for span in spans if span[0] in what_of]
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
@@ -87,9 +87,9 @@ def handed_up_first(spans: Sequence[Span], taken: Mapping[int, float]) -> tuple[
     return stepped, had, len(written)
 
 
-def in_flight(spans: Iterable[Span], at: float, *whats: str) -> int:
+def in_flight(spans: Iterable[Span], at: float, *what_of: str) -> int:
     """Count spans of these kinds that are under way at a moment."""
-    return sum(begin <= at < end for begin, end in of(spans, *whats))
+    return sum(begin <= at < end for begin, end in of(spans, *what_of))
 
 
 def write_trace(

@@ -277,7 +277,7 @@ class Session:
 
     def _send(self) -> None:
         answers = {"land": Kind.LANDED, "write": Kind.WRITTEN}
-        datas = {
+        carrying = {
             "update": Kind.PARAMETERS,
             "update_landed": Kind.PARAMETERS,
             "read": Kind.STATE,
@@ -307,7 +307,7 @@ class Session:
                     self.link.send(answers[job], slot=slot, arg=tile)
                 else:
                     flags = 0 if finite else wire.NOT_FINITE
-                    self.link.send_data(datas[job], slot, length, flags=flags, arg=tile)
+                    self.link.send_data(carrying[job], slot, length, flags=flags, arg=tile)
             except OSError:
                 return  # the host is gone; the receiving thread has seen it too
 
