@@ -32,7 +32,7 @@ if(SHORTHAUL_WERROR)
 endif()
 if(SHORTHAUL_SANITIZE)
   target_compile_options(shorthaul_uring PRIVATE
-    -fsanitize=${SHORTHAUL_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+    -fsanitize=${SHORTHAUL_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(shorthaul_uring INTERFACE -fsanitize=${SHORTHAUL_SANITIZE})
 endif()
 
