@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -109,6 +110,24 @@ def test_without_runs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ci_report.render(root, [found])
     assert capsys.readouterr().out.count("written: ") == 1  # the checks; what was found stays
     assert "old" in (root / "ARTIFACT.md").read_text()
+
+
+def test_what_ran_elsewhere_stays(root: Path) -> None:
+    record(root, 10, 2.5)
+    ran = ci_report.gather(root, "made_up", None)
+    ci_report.render(root, [ran])
+    before = (root / "docs" / "results.md").read_text()
+    (root / "runs").rename(root / "elsewhere")
+    gone = ci_report.gather(root, "made_up", None)
+    assert ci_report.overview([gone], before) == ci_report.overview([ran])
+    assert ci_report.overview([gone]) != ci_report.overview([ran])
+    # One that ran here makes the file anew; the other's section is as it was.
+    (root / "elsewhere").rename(root / "runs")
+    another = dataclasses.replace(ci_report.gather(root, "made_up", None), title="Another")
+    ci_report.render(root, [another, gone])
+    after = (root / "docs" / "results.md").read_text()
+    assert "## Another" in after
+    assert before[before.index("## Made-up") :] in after
 
 
 @pytest.mark.parametrize("artifact", ci_report.artifacts(ROOT))
