@@ -139,7 +139,7 @@ def test_what_is_owed_is_owed_as_it_was_clipped(tmp_path: Path) -> None:
 
     parameter = torch.nn.Parameter(torch.zeros(1000))
     gradient = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    compress = TopK(0.1, momentum=0.0)
+    compress = TopK(0.1, warmup=0, momentum=0.0)
     with SmartOptimizer(
         [parameter], devices=[tmp_path / "s"], lr=0.1, compress=compress, max_norm=0.5
     ) as optimizer:
@@ -167,7 +167,12 @@ def test_a_step_of_momentum_is_one_without_the_optimizers_own(kind: str, tmp_pat
         "adagrad": torch.optim.Adagrad,
     }[kind]([theirs], lr=0.1, fused=True, **without)  # fmt: skip
     with SmartOptimizer(
-        [ours], devices=[tmp_path / "s"], optimizer=kind, lr=0.1, compress=TopK(1.0), **more
+        [ours],
+        devices=[tmp_path / "s"],
+        optimizer=kind,
+        lr=0.1,
+        compress=TopK(1.0, warmup=0),
+        **more,
     ) as optimizer:
         for step in range(3):
             gradient = torch.randn(64, generator=torch.Generator().manual_seed(step))

@@ -18,6 +18,7 @@ from smart_testing import Make, differing_bits, gradients, set_gradients, tensor
 
 from smart_infinity import _core
 from smart_infinity.client import DeviceOptions
+from smart_infinity.compress import TopK
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "adamw": ("adamw", {"weight_decay": 0.01}),
@@ -189,8 +190,8 @@ else:
                 )  # fmt: skip
         assert np.array_equal(kept, record("adamw", {}, 900))
 
-    @pytest.mark.parametrize("compress", [None, "topk:0.1"])
-    def test_devices_with_it_give_the_same_model(compress: str | None, tmp_path: Any) -> None:
+    @pytest.mark.parametrize("compress", [None, TopK(0.1, warmup=1)])
+    def test_devices_with_it_give_the_same_model(compress: TopK | None, tmp_path: Any) -> None:
         from smart_infinity import SmartOptimizer
 
         found = []

@@ -22,7 +22,8 @@ class TopK:
         values: Type the entries are sent in; indices take 16 bits.
         error_feedback: Add what was not sent to the next step's gradient (4 bytes a parameter in
             host memory). Off, it is lost, as in the paper.
-        warmup: Steps that are sent whole before.
+        warmup: Steps that are sent whole before: without, Adam takes what comes late and at once
+            for far too much (docs/compression.md).
         momentum: Built up on the host before the largest are chosen, and begun anew where an entry
             is sent (momentum correction: Lin et al., Deep Gradient Compression, section 3.2);
             the optimizer's own first moment then stands aside. 4 bytes a parameter more. None: 0.9
@@ -32,7 +33,7 @@ class TopK:
     ratio: float = 0.01
     values: str = "float32"
     error_feedback: bool = True
-    warmup: int = 0
+    warmup: int = 100
     momentum: float | None = None
 
     def __post_init__(self) -> None:

@@ -325,8 +325,8 @@ def needs(
     record = setup.state_bytes * tile
     memory = slots * record + window * 8 * tile + waiting + (40 << 20)
     host = setup.params * (BYTES[setup.param_dtype] + BYTES[setup.grad_dtype])
-    if setup.compress is not None and setup.compress.error_feedback:
-        host += 4 * setup.params
+    if setup.compress is not None:  # what is owed, and the momentum
+        host += 4 * setup.params * (setup.compress.error_feedback + bool(setup.compress.momentum))
     return Needs(disk, memory, host)
 
 

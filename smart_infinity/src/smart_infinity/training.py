@@ -77,7 +77,7 @@ class StateConfig:
     compress: str = "none"
     values: str = "float32"
     error_feedback: bool = True
-    dense_steps: int = 0
+    dense_steps: int = 100
 
 
 @dataclass(frozen=True)
