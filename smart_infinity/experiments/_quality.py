@@ -88,6 +88,20 @@ class Outcome:
     parameters: int
 
 
+def prepared(settings: dict[str, Any], schedule: dict[str, Any], seed: int) -> tuple[Any, Any, Any]:
+    """Give a run's configuration, its text and the model to begin with; it has one thread."""
+    import torch
+
+    from smart_infinity import models, training
+
+    torch.set_num_threads(1)
+    config = training.Config(
+        models.ModelConfig(**settings["model"]), training.TrainConfig(**schedule)
+    )
+    text = training.data(config, settings["data"], seed)
+    return config, text, models.build(config.model, text.vocabulary, seed)
+
+
 def train(
     model: Any,
     config: Any,
@@ -139,13 +153,6 @@ def side_by_side(
         running = {key: pool.submit(work, *arguments) for key, arguments in placed.items()}
         for key, future in running.items():
             yield key, future.result()
-
-
-def one_thread() -> None:
-    """Make this process compute as one of one thread does."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def digest(model: Any) -> str:

@@ -21,14 +21,9 @@ def pretrain(settings: dict[str, Any], seed: int, kept: Path, _: Path) -> None:
     """Train the model to begin with, on one core, and keep its parameters in a file."""
     import torch
 
-    from smart_infinity import models, training
+    from smart_infinity import training
 
-    quality.one_thread()
-    config = training.Config(
-        models.ModelConfig(**settings["model"]), training.TrainConfig(**settings["pretrain"])
-    )
-    text = training.data(config, settings["data"], seed)
-    model = models.build(config.model, text.vocabulary, seed)
+    config, text, model = quality.prepared(settings, settings["pretrain"], seed)
     training.train(model, training.reference_for(model, config), config, text, seed=seed)
     torch.save(model.state_dict(), kept)
 
@@ -40,13 +35,10 @@ def fine_tune(
     import numpy as np
     import torch
 
-    from smart_infinity import models, sentences, training
+    from smart_infinity import sentences
 
-    quality.one_thread()
-    s, config = settings, training.Config(
-        models.ModelConfig(**settings["model"]), training.TrainConfig(**settings["train"])
-    )  # fmt: skip
-    base = models.build(config.model, 256, seed)
+    s = settings
+    config, _, base = quality.prepared(s, s["train"], seed)
     base.load_state_dict(torch.load(kept, weights_only=True))
     model = torch.nn.ModuleDict(
         {"base": base.transformer, "head": torch.nn.Linear(config.model.width, 2)}

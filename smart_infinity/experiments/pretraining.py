@@ -16,14 +16,9 @@ from smart_infinity.experiments._quality import Outcome, Variant
 
 def pretrain(settings: dict[str, Any], variant: Variant, seed: int, folder: Path) -> Outcome:
     """Train a small GPT-2 on bytes of text, and give its loss on what was held out."""
-    from smart_infinity import models, training
+    from smart_infinity import training
 
-    quality.one_thread()
-    config = training.Config(
-        models.ModelConfig(**settings["model"]), training.TrainConfig(**settings["train"])
-    )
-    text = training.data(config, settings["data"], seed)
-    model = models.build(config.model, text.vocabulary, seed)
+    config, text, model = quality.prepared(settings, settings["train"], seed)
 
     def loop(optimizer: Any) -> dict[str, Any]:
         return training.train(model, optimizer, config, text, seed=seed)

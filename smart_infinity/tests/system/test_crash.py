@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from smart_crash_child import gradient, parameters
 from smart_testing import differing_bits
 
 from smart_infinity import SmartOptimizer, keep
 from smart_infinity.client import DeviceOptions
 from smart_infinity.errors import DeviceLost
+from smart_infinity.experiments import _crash_child
+from smart_infinity.experiments._crash_child import gradient, parameters
 from smart_infinity.wire import Kind
 
-CHILD = Path(__file__).with_name("smart_crash_child.py")
+CHILD = Path(str(_crash_child.__file__))
 
 
 class Reference:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from smart_crash_child import gradient, parameters
 from smart_testing import differing_bits
 
 from smart_infinity import SmartOptimizer, keep
+from smart_infinity.experiments import _crash_child
+from smart_infinity.experiments._crash_child import gradient, parameters
 
 HERE = Path(__file__).parent
 SECTOR = 512
@@ -95,7 +96,7 @@ def recorded(
         "SHORTHAUL_IO": "posix", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "smart_crash_child.py"), *map(str, folders)],
+        [sys.executable, str(_crash_child.__file__), *map(str, folders)],
         stdout=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     assert process.stdout is not None
