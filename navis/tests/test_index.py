@@ -381,3 +381,50 @@ def test_readers_open_while_a_writer_checkpoints(tmp_path: Path, base: Any, quer
         stop.set()
         thread.join()
         assert not faults, faults[0]
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "inner_product"])
+@pytest.mark.parametrize("value", [3e38, 1e19, -2e15])
+def test_values_whose_squares_are_no_floats_are_named(
+    tmp_path: Path, base: Any, metric: Any, value: float
+) -> None:
+    vectors = base[:300].copy()
+    vectors[7, 3] = value
+    with pytest.raises(UserError, match="row 7 holds .* in column 3; distances need 1e\\+15"):
+        navis.Index.build(tmp_path / "ix", vectors, metric=metric)
+    assert not (tmp_path / "ix").exists()
+    with navis.Index.build(tmp_path / "ix", base[:300], metric=metric) as index:
+        with pytest.raises(UserError, match="row 0 holds"):
+            index.insert([300], vectors[7])
+        with pytest.raises(UserError, match="row 0 holds"):
+            index.search(vectors[7], 1)
+        assert len(index) == 300
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e6, 1e12])
+def test_cosines_are_of_directions_whatever_the_size(
+    tmp_path: Path, base: Any, size: float
+) -> None:
+    with navis.Index.build(tmp_path / "ix", base[:300] * size, metric="cosine") as index:
+        found, distances = index.search(base[:50], 1, L=60)
+        assert np.array_equal(found[:, 0], np.arange(50))
+        assert np.allclose(distances, 0, atol=1e-5)
+        with pytest.raises(UserError, match="row 1 is shorter than 1e-15"):
+            index.insert([301, 302], np.vstack([base[0], np.full(48, 1e-20, np.float32)]))
+
+
+def test_complex_numbers_are_refused(tmp_path: Path, base: Any) -> None:
+    with navis.Index.build(tmp_path / "ix", base[:300]) as index:
+        with pytest.raises(UserError, match="complex"):
+            index.search(base[:2] * 1j, 1)
+        with pytest.raises(UserError, match="complex"):
+            index.insert([300], base[0] * 1j)
+
+
+def test_a_build_whose_budget_is_too_small_to_open_says_that_it_is_built(
+    tmp_path: Path, base: Any
+) -> None:
+    with pytest.raises(UserError, match="give .* MiB.*is built, and opens with that"):
+        navis.Index.build(tmp_path / "ix", base, memory_budget="1MiB")
+    with navis.Index.open(tmp_path / "ix", memory_budget="64MiB") as index:
+        assert len(index) == len(base)

@@ -103,12 +103,23 @@ def check_rows(vectors: Array, dim: int, what: str) -> None:
     check_finite(vectors, what)
 
 
+SHORTEST = 1e-15  # length of a vector whose cosine is asked for: its square is a float still
+
+
 def check_lengths(vectors: Array, what: str, first: int = 0) -> None:
-    """Refuse rows of no length, which have no cosine."""
+    """Refuse rows of no length, or next to none, which have no cosine."""
     zero = ~np.any(vectors, axis=1)
     if zero.any():
         raise UserError(
             f"{what}: row {first + int(np.argmax(zero))} is zero, which has no cosine: leave it out"
+        )
+    if vectors.dtype.kind != "f":
+        return
+    short = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64) < SHORTEST**2
+    if short.any():
+        raise UserError(
+            f"{what}: row {first + int(np.argmax(short))} is shorter than {SHORTEST:.0e}, too short "
+            "for a cosine: scale the vectors up"
         )
 
 
@@ -166,6 +177,8 @@ def check_there(k: int, there: int, where: str) -> None:
 
 def _numbers(given: npt.ArrayLike, what: str, dtype: Any = None) -> Array:
     try:
+        if np.iscomplexobj(given):
+            raise UserError(f"{what} of complex numbers: use real ones")
         return np.asarray(given, dtype=dtype)
     except (TypeError, ValueError):
         raise UserError(f"{what}: give rows of numbers, all of one length") from None

@@ -201,7 +201,10 @@ class Index:
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
-        index = cls.open(path, memory_budget=memory_budget, **session)
+        try:
+            index = cls.open(path, memory_budget=memory_budget, **session)
+        except UserError as error:
+            raise UserError(f"{error}; {path} is built, and opens with that") from None
         index.calibrate_if_many(seed=seed)
         return index
 

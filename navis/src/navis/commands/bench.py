@@ -137,8 +137,11 @@ class Bench(SessionFlags, Common):
             return
         place = Path(tempfile.mkdtemp(prefix=f".{self.index.name}-bench-", dir=self.index.parent))
         try:
-            yield Path(shutil.copytree(self.index, place, dirs_exist_ok=True))
+            shutil.copytree(self.index, place, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            _let_write(place)  # whatever the index itself is protected against
+            yield place
         finally:
+            _let_write(place)
             shutil.rmtree(place, ignore_errors=True)
 
     # ------------------------------------------------------------------ runbook
@@ -304,3 +307,8 @@ def runbook_table(steps: list[dict[str, Any]]) -> str:
             f"{s['seconds']:>8.2f}  {rate:>8.1f}  {s['requests']:>8.1f}  {share}"
         )
     return "\n".join(lines)
+
+
+def _let_write(folder: Path) -> None:
+    for inside in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        inside.chmod(0o700)

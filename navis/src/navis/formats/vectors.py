@@ -139,8 +139,12 @@ def _same_dim(dims: Array, layout: Layout, start: int) -> None:
         )
 
 
+LARGEST = 1e15
+"""Of a value: squares of it, summed over any number of dimensions, are floats still."""
+
+
 def check_finite(array: Array, what: str, *, first_row: int = 0) -> None:
-    """Refuse NaN and infinity.
+    """Refuse NaN, infinity, and values whose squares would not be finite in float32.
 
     Args:
         array: shape (n, d) or (d,); integers always pass.
@@ -159,4 +163,10 @@ def check_finite(array: Array, what: str, *, first_row: int = 0) -> None:
             raise UserError(
                 f"{what}: row {first_row + first + row} holds {block[row, column]} in column "
                 f"{column}; remove the row or repair it"
+            )
+        if block.itemsize > 2 and block.size and (large := np.abs(block) > LARGEST).any():
+            row, column = (int(v) for v in np.argwhere(large)[0])
+            raise UserError(
+                f"{what}: row {first_row + first + row} holds {block[row, column]} in column "
+                f"{column}; distances need {LARGEST:.0e} or less: scale the vectors down"
             )
