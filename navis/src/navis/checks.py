@@ -118,8 +118,8 @@ def check_lengths(vectors: Array, what: str, first: int = 0) -> None:
     short = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64) < SHORTEST**2
     if short.any():
         raise UserError(
-            f"{what}: row {first + int(np.argmax(short))} is shorter than {SHORTEST:.0e}, too short "
-            "for a cosine: scale the vectors up"
+            f"{what}: row {first + int(np.argmax(short))} is shorter than {SHORTEST:.0e}, too "
+            "short for a cosine: scale the vectors up"
         )
 
 
