@@ -125,9 +125,9 @@ def test_what_cannot_be_recovered_stays_lost_and_the_rest_is_back(
     # One that does not answer is missing from a result, not lost.
     stopped = psutil.Process(pids(cluster)[0])
     stopped.suspend()
-    with pytest.raises(ShardLost, match=r"shard 0 of 3: no answer within 0.2 s"):
-        cluster.search(vectors, 1, timeout_s=0.2)
-    ids, _, missing = cluster.search(vectors, 1, partial=True, timeout_s=0.2)
+    with pytest.raises(ShardLost, match=r"shard 0 of 3: no answer within 3 s"):
+        cluster.search(vectors, 1, timeout_s=3.0)
+    ids, _, missing = cluster.search(vectors, 1, partial=True, timeout_s=3.0)
     assert missing == (0,)
     assert np.all(shard_of(ids[:, 0], 3) != 0)
     stopped.resume()
