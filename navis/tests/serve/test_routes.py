@@ -106,10 +106,16 @@ def test_labels_and_values_are_inserted_and_replaced(client: TestClient) -> None
 
 
 def test_distances_that_are_no_number_of_json(client: TestClient) -> None:
-    """Squared, these lengths are beyond float32; the neighbours are there all the same."""
-    answer = client.post("/v1/search", json={"vector": [1e30] * 16, "k": 3})
-    assert len(answer.json()["ids"][0]) == 3
+    """Where fewer than k match, the last are at distance infinity, which JSON cannot say."""
+    request = {"vector": [0.5] * 16, "k": 3, "filter": {"any_of": [12345]}}
+    answer = client.post("/v1/search", json=request)
     assert answer.json()["distances"] == [[None] * 3]
+
+
+def test_values_whose_squares_are_no_floats_are_refused(client: TestClient) -> None:
+    answer = client.post("/v1/search", json={"vector": [1e30] * 16, "k": 3})
+    assert answer.status_code == 422
+    assert "scale the vectors down" in answer.text
 
 
 def test_the_longest_list_bounds_the_default_too(engine: Engine, rows: Any) -> None:
