@@ -105,13 +105,6 @@ def test_labels_and_values_are_inserted_and_replaced(client: TestClient) -> None
     assert client.post("/v1/search", json=found).json() == {"ids": [[]], "distances": [[]]}
 
 
-def test_distances_that_are_no_number_of_json(client: TestClient) -> None:
-    """Where fewer than k match, the last are at distance infinity, which JSON cannot say."""
-    request = {"vector": [0.5] * 16, "k": 3, "filter": {"any_of": [12345]}}
-    answer = client.post("/v1/search", json=request)
-    assert answer.json()["distances"] == [[None] * 3]
-
-
 def test_values_whose_squares_are_no_floats_are_refused(client: TestClient) -> None:
     answer = client.post("/v1/search", json={"vector": [1e30] * 16, "k": 3})
     assert answer.status_code == 422
