@@ -171,3 +171,45 @@ def in_memory() -> Iterator[Path]:
 def test_a_file_system_that_refuses_o_direct_is_named(said: Said, in_memory: Path) -> None:
     line = said("bench", "--params", 1000, "--storage", in_memory)
     assert "its file system refuses O_DIRECT: give a folder on another one" in line
+
+
+@pytest.mark.parametrize(
+    ("words_", "what"),
+    [
+        (("bench", "--params", 10**20), "--params"),
+        (("bench", "--params", 999_999_999_999), "needs 23999999999976 bytes, there are"),
+        (("bench", "--params", 1000, "--devices", 1000), "--devices 1000: use 1 to 256"),
+        (("bench", "--params", 1000, "--tile", -3), "tile=-3"),
+        (("bench", "--params", 1000, "--tile", 99_999_999_999), "tile=99999999999"),
+        (("bench", "--params", 1000, "--moments", "int3"), "--moments int3"),
+        (("bench", "--params", 1000, "--link-rate", "nan"), "--link-rate nan"),
+        (("bench", "--params", 1000, "--link-rate", "-1"), "--link-rate -1"),
+        (("bench", "--params", 1000, "--media-read-rate", "inf"), "--media-read-rate inf"),
+        (("bench", "--params", 1000, "--landing", 1 << 70), "landing_bytes="),
+        (("wear", "--params", "nan"), "--params nan"),
+        (("wear", "--params", "1.5"), "--params 1.5: use a whole number"),
+        (("wear", "--params", "7e9", "--tbw", "nan"), "--tbw nan"),
+        (("wear", "--params", "7e9", "--landed", "-1"), "--landed -1"),
+        (("wear", "--params", "7e9", "--steps-per-day", "nan"), "--steps-per-day nan"),
+        (("plan", "--params", "7e9", "--paper", "--tbw", "nan"), "--tbw nan"),
+        (("plan", "--params", "7e9", "--paper", "--steps-per-day", "-1"), "--steps-per-day -1"),
+        (("verify",), "give the folders"),
+        (("repair",), "give the folders"),
+        (("reproduce", "foo"), "--list names them"),
+    ],
+)
+def test_numbers_that_cannot_be_are_named(
+    words_: tuple[Any, ...], what: str, said: Said, tmp_path: Path
+) -> None:
+    if words_[0] == "bench":
+        words_ = (*words_, "--storage", tmp_path)
+    assert what in said(*words_)
+
+
+def test_a_run_that_has_ended_can_still_be_exported(
+    train: Callable[..., list[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(list(map(str, train()))) == 0
+    assert main(list(map(str, train(export=tmp_path / "model")))) == 0
+    assert "all 4 steps were taken before" in capsys.readouterr().out
+    assert (tmp_path / "model" / "config.json").exists()

@@ -127,3 +127,13 @@ def test_truncated_foreign_and_newer_files_are_named(folders: list[Path], tmp_pa
             SmartOptimizer(tensors(SIZES), devices=folders)
     with pytest.raises(UserError, match="holds no state"):
         keep.inspect([tmp_path])
+
+
+def test_folders_that_are_not_all_or_twice_the_same_are_named(folders: list[Path]) -> None:
+    with pytest.raises(UserError, match="all of them"):
+        keep.inspect([])
+    with pytest.raises(UserError, match="which was given already"):
+        keep.inspect([folders[0], folders[0]])
+    assert keep.missing(keep.inspect(folders[1:])) == [0]
+    with pytest.raises(UserError, match="has 2 devices, number 1 is not among these"):
+        keep.repair(folders[:1])

@@ -45,6 +45,13 @@ def device(
         assert process.wait(20) == 0
 
 
+def test_a_folder_that_is_served_is_refused_to_another(served: Any, tmp_path: Path) -> None:
+    from smart_infinity.serve import serve
+
+    with pytest.raises(UserError, match="another smart-infinity device serves it"):
+        serve(tmp_path / "state", "tcp:127.0.0.1:0")
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A device served over TCP on loopback, with a token."""

@@ -183,7 +183,8 @@ def registry(package: str) -> dict[str, Experiment]:
 def get(experiments: Mapping[str, Experiment], id: str) -> Experiment:
     """Look an experiment up; an unknown id is a UserError with the nearest known one."""
     if id not in experiments:
-        raise UserError(f"unknown experiment {id!r}{cli.nearest(id, experiments)}")
+        near = cli.nearest(id, experiments) or "; --list names them"
+        raise UserError(f"unknown experiment {id!r}{near}")
     return experiments[id]
 
 

@@ -26,3 +26,7 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(f"smart_infinity.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'smart_infinity' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

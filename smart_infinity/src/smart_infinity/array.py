@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import ssl
 import threading
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from shorthaul import logs
 from shorthaul.errors import Fault, UserError
 
 from smart_infinity import layout as layouts
@@ -24,6 +26,8 @@ from smart_infinity.wire import Kind
 
 if TYPE_CHECKING:
     from smart_infinity.distributed import Ranks
+
+_log = logs.get(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,15 +85,14 @@ class DeviceArray:
         tls: ssl.SSLContext | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        if not addresses:
-            raise UserError("devices=[]: give at least one folder")
-        if len(set(map(str, addresses))) != len(addresses):
-            raise UserError(f"devices {list(map(str, addresses))}: each once")
+        _check_addresses(addresses)
         self.kind, self.momentum, self.ranks = kind, momentum, ranks
         self.options = _each(options, len(addresses))
         self.devices: list[Device] = []
         self._committer: threading.Thread | None = None
         self._commit_error: BaseException | None = None
+        self._owner = os.getpid()
+        self._closed = False
         try:
             with self.together():
                 # All start, then all are greeted.
@@ -140,7 +143,7 @@ class DeviceArray:
             shares = weights_by_speed(shares)
         with self.together():
             if self.resumed:
-                self._adopt(parameters, state.apart, shares)
+                self._adopt(parameters, state, shares)
             else:
                 self._create(parameters, state, shares)
         if self.resumed:
@@ -166,6 +169,14 @@ class DeviceArray:
 
     def _holds(self, resume: bool | None) -> bool:
         """Tell whether the devices hold a state; a UserError where that is not as wanted."""
+        self._cut_off = self._never_made()
+        if self._cut_off:
+            if resume:
+                raise UserError(
+                    f"{self.devices[0].address} holds no state to resume: the making of one was "
+                    "cut off"
+                )
+            return False
         held = [device for device in self.devices if device.state is not None]
         if held and len(held) < len(self.devices):
             empty = next(device for device in self.devices if device.state is None)
@@ -180,6 +191,16 @@ class DeviceArray:
                 f"{held[0].address} holds a state already: resume it, or give a new folder"
             )
         return bool(held)
+
+    def _never_made(self) -> bool:
+        """Tell whether somebody began to make a state here and was killed before it had numbers.
+
+        The first commit brings a note with it. Until all devices have made it, none can have gone
+        further than step 0, and nothing has been trained.
+        """
+        states = [device.state for device in self.devices]
+        bare = any(s is not None and s["step"] == 0 and not s["note"] for s in states)
+        return bare and all(s is None or s["step"] == 0 for s in states)
 
     @property
     def _first(self) -> int:
@@ -227,12 +248,19 @@ class DeviceArray:
                 "tile": state.tile, "elements": self.layout.tile_elements(d).tolist(),
             }  # fmt: skip
             description = layouts.describe(self.layout, **self._identity(d, state, shares))
-            device.create(shape, description, state.note_bytes)
+            device.create(shape, description, state.note_bytes, replace=self._cut_off)
 
-    def _adopt(self, parameters: Sequence[Parameter], apart: bool, shares: list[float]) -> None:
+    def _adopt(
+        self, parameters: Sequence[Parameter], asked: StateOptions, shares: list[float]
+    ) -> None:
         """Take the state that is there, if it is this model's."""
         first = description_of(self.devices[0])
-        state = StateOptions(first["moments"], first["tile"], first["note_bytes"], apart)
+        state = StateOptions(first["moments"], first["tile"], first["note_bytes"], asked.apart)
+        if asked.moments != state.moments:
+            _log.warning(
+                "%s has moments in %s, as it was made; moments=%r is for new folders",
+                self.devices[0].address, state.moments, asked.moments,
+            )  # fmt: skip
         self.state, self.weights = state, first["weights"]
         same = len(self.weights) == len(shares)
         self._lay_out(parameters, state, self.weights if same else shares)
@@ -276,6 +304,16 @@ class DeviceArray:
 
     # ------------------------------------------------------------------ steps
 
+    def check_usable(self) -> None:
+        """Raise UserError when these devices are closed, or another process's (after a fork)."""
+        if os.getpid() != self._owner:
+            raise UserError(
+                f"the devices are those of process {self._owner}, which this one was forked from: "
+                "step there, or make an optimizer of its own here"
+            )
+        if self._closed:
+            raise UserError("the optimizer is closed: make a new one, it goes on from the folders")
+
     def begin(self, step: int, plan: dict[str, Any]) -> None:
         """Tell every device what the coming updates do; `plan` is STEP's body, see `plan`."""
         for device in self.devices:
@@ -299,11 +337,7 @@ class DeviceArray:
         It goes on behind the caller's back unless `wait`; `settle` waits for it.
         """
         self.settle()
-        text = json.dumps(note, separators=(",", ":"))
-        if len(text) > self.state.note_bytes:
-            raise UserError(
-                f"a note of {len(text)} bytes: this state has room for {self.state.note_bytes}"
-            )
+        text = self.check_note(note)
 
         def everywhere(kind: Kind, answer: Kind, body: dict[str, Any] | None = None) -> None:
             error: Exception | None = None
@@ -331,6 +365,19 @@ class DeviceArray:
         self._committer.start()
         if wait:
             self.settle()
+
+    def check_note(self, note: dict[str, Any]) -> str:
+        """Give a note as it is stored; one that is not JSON, or too long, is a UserError."""
+        try:
+            text = json.dumps(note, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"extra: only what JSON holds can be stored ({error})") from None
+        if len(text) > self.state.note_bytes:
+            raise UserError(
+                f"extra: a note of {len(text)} bytes, this state has room for "
+                f"{self.state.note_bytes}; store less, or give note_bytes= with new folders"
+            )
+        return text
 
     @property
     def settling(self) -> bool:
@@ -376,7 +423,10 @@ class DeviceArray:
         ]
 
     def close(self) -> None:
-        """Wait for the last commit, then end all devices."""
+        """Wait for the last commit, then end all devices; in a forked process do nothing."""
+        if os.getpid() != self._owner:
+            return
+        self._closed = True
         try:
             self.settle()
         finally:
@@ -385,6 +435,9 @@ class DeviceArray:
 
     def kill(self) -> None:
         """End all devices at once; what was not committed is gone."""
+        if os.getpid() != self._owner:
+            return
+        self._closed = True
         for device in self.devices:
             device.kill()
 
@@ -407,6 +460,18 @@ def plan(
         "settings": list(settings), "steps": list(steps), "hyper_of": hyper_of.tolist(),
         "unscale": unscale, "clip": clip,
     }  # fmt: skip
+
+
+def _check_addresses(addresses: Sequence[str | Path]) -> None:
+    if isinstance(addresses, (str, Path)):
+        raise UserError(f"devices={str(addresses)!r}: give a list of folders")
+    if not addresses:
+        raise UserError("devices=[]: give at least one folder")
+    for address in addresses:
+        if not isinstance(address, (str, os.PathLike)) or not str(address):
+            raise UserError(f"device {address!r}: name a folder, unix:PATH or tcp:HOST:PORT")
+    if len(set(map(str, addresses))) != len(addresses):
+        raise UserError(f"devices {list(map(str, addresses))}: each once")
 
 
 def _each(

@@ -26,10 +26,11 @@ from smart_infinity.array import DeviceArray, StateOptions, plan
 from smart_infinity.client import DeviceOptions
 from smart_infinity.compress import Compressor, TopK
 from smart_infinity.flow import Flow, NearStorage, OnHost
-from smart_infinity.layout import BYTES, DEFAULT_TILE, DTYPES, Parameter, Tile
+from smart_infinity.layout import BYTES, DEFAULT_TILE, DTYPES, Parameter, Tile, check_tile
 from smart_infinity.shaper import Shaper
 from smart_infinity.worker import resident_bytes
 
+_MOST_PARAMS, _MOST_DEVICES = 1 << 40, 256  # each device is a process
 _JOB_FRAMES = {
     "down": ("gradient", "land", "run", "read", "write"),
     "up": ("parameters", "landed", "state", "written"),
@@ -66,15 +67,18 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.params < 1:
-            raise UserError(f"--params {self.params}: use 1 or more")
-        if self.devices < 1:
-            raise UserError(f"--devices {self.devices}: use 1 or more")
+        if not 1 <= self.params <= _MOST_PARAMS:
+            raise UserError(f"--params {self.params}: use 1 to {_MOST_PARAMS}")
+        if not 1 <= self.devices <= _MOST_DEVICES:
+            raise UserError(f"--devices {self.devices}: use 1 to {_MOST_DEVICES}")
+        check_tile(self.tile)
         if self.placement not in ("device", "host"):
             raise UserError(f"--placement {self.placement}: use device or host")
         if self.placement == "host" and self.compress is not None:
             raise UserError("--compress with --placement host: the baseline sends all")
-        if self.link_rate < 0:
+        if self.moments not in kinds.MOMENTS:
+            raise UserError(f"--moments {self.moments}: use {', '.join(kinds.MOMENTS)}")
+        if not 0 <= self.link_rate < math.inf:
             raise UserError(f"--link-rate {self.link_rate}: use 0 or more")
         for name in (self.grad_dtype, self.param_dtype):
             if name not in DTYPES:
@@ -116,6 +120,7 @@ class Bench:
         self.baseline_rss = resident_bytes()
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
+        self._check_space(folders)
         self.array = DeviceArray(
             addresses or self.folders, [Parameter("flat", (config.params,), config.param_dtype)],
             self.kind, momentum=bool(self.kind.moments(self.defaults)),
@@ -126,6 +131,20 @@ class Bench:
         )  # fmt: skip
         near = config.placement == "device"
         self.flow: Flow = NearStorage(self.array) if near else OnHost(self.array)
+
+    def _check_space(self, folders: Sequence[Path]) -> None:
+        """Refuse what no disk here can hold, before a layout of it is made."""
+        if not self.folders:
+            return
+        moments = len(self.kind.moments(self.defaults))
+        each = 4 + moments * formulas.MOMENT_BYTES[self.config.moments]
+        needed = 2 * each * self.config.params
+        disks = {folder.stat().st_dev: shutil.disk_usage(folder).free for folder in folders}
+        if needed > sum(disks.values()):
+            raise UserError(
+                f"--storage {', '.join(map(str, folders))}: needs {int(needed)} bytes, there are "
+                f"{sum(disks.values())} free; give another directory, or more of them"
+            )
 
     def _slot_bytes(self, tile: int) -> tuple[int, int]:
         down, up = 4 * tile, 4 * tile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import socket
@@ -66,9 +67,12 @@ class DeviceOptions:
         for name in ("slots", "window"):
             if not 1 <= getattr(self, name) <= 512:
                 raise UserError(f"{name}={getattr(self, name)}: use 1 to 512")
-        if self.landing_bytes < 0 or self.read_rate < 0 or self.write_rate < 0:
-            raise UserError("landing_bytes, read_rate and write_rate: use 0 or more")
-        if self.timeout_s <= 0:
+        if not 0 <= self.landing_bytes < 1 << 63:
+            raise UserError(f"landing_bytes={self.landing_bytes}: use 0 to {(1 << 63) - 1}")
+        for name in ("read_rate", "write_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}={getattr(self, name)}: use 0 or more bytes a second")
+        if not 0 < self.timeout_s < math.inf:
             raise UserError(f"timeout_s={self.timeout_s}: use more than 0")
         if self.update not in UPDATERS:
             raise UserError(f"update={self.update!r}: use {' or '.join(UPDATERS)}")
@@ -127,8 +131,10 @@ class Device:
                 return sock
             if scheme == "tcp":
                 host, _, port = rest.rpartition(":")
-                if not host or not port.isdigit():
-                    raise UserError(f"device {self.address!r}: write tcp:HOST:PORT")
+                if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+                    raise UserError(
+                        f"device {self.address!r}: write tcp:HOST:PORT, a port is 1 to 65535"
+                    )
                 sock = socket.create_connection((host, int(port)), self.options.timeout_s)
                 return sock if tls is None else tls.wrap_socket(sock, server_hostname=host)
         except OSError as error:
@@ -183,13 +189,18 @@ class Device:
             raise errors.from_core(self.welcome["kind"], self.welcome["error"])
         return self.welcome.get("state")
 
-    def create(self, shape: dict[str, Any], description: str, note_bytes: int) -> None:
-        """Make a state in the device's folder; it is whole or absent."""
+    def create(
+        self, shape: dict[str, Any], description: str, note_bytes: int, *, replace: bool = False
+    ) -> None:
+        """Make a state in the device's folder; it is whole or absent.
+
+        With `replace`, in place of one at step 0.
+        """
         self.link.send(
             Kind.CREATE,
             {
                 "shape": shape, "description": description, "note_bytes": note_bytes,
-                "buffered": self.options.buffered,
+                "buffered": self.options.buffered, "replace": replace,
             },
         )  # fmt: skip
         self._reply(Kind.DONE)
@@ -242,8 +253,9 @@ class Device:
             self._lose(error)
 
     def _answered(self, frame: Frame) -> None:
+        on_answer = self.on_answer
         try:
-            if self.on_answer is not None and self.on_answer(self, frame):
+            if on_answer is not None and on_answer(self, frame):
                 return
         except Exception as error:
             with self._changed:

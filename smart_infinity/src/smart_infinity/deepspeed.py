@@ -305,6 +305,9 @@ class _Subgroups(SmartOptimizer):
                 self.array.note = {"steps": step, "extra": {}}
                 self.restore()
 
+    def _take_changes(self) -> None:
+        """DeepSpeed writes to its flat parameters as it likes: `take_parameters` says when."""
+
     def restore(self) -> None:
         """Set the model's flat parameters and the step counts to the state's."""
         self._restore()

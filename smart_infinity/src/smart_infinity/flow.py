@@ -7,8 +7,9 @@ then state and gradients up, then state down again.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,10 +82,17 @@ class _Flow:
             if self.array.failure is not None:
                 return
 
-    def answering(self, on_answer: Callable[[Device, Frame], bool]) -> None:
-        """Route answers."""
+    @contextlib.contextmanager
+    def answering(self, on_answer: Callable[[Device, Frame], bool]) -> Iterator[None]:
+        """Route answers; at the end wait for all, and keep nothing of who was told them."""
         for device in self.array.devices:
             device.on_answer = on_answer
+        try:
+            yield
+            self.array.wait_idle()
+        finally:
+            for device in self.array.devices:
+                device.on_answer = None
 
 
 class NearStorage(_Flow):
@@ -108,15 +116,14 @@ class NearStorage(_Flow):
                 take(tile, device.slots.up(frame.slot))
             return False
 
-        self.answering(answered)
         begun: list[Tile] = []
         kind = Kind.GRADIENT if fill is not None else Kind.RUN
-        for tile in tiles:
-            begun.append(tile)
-            self.send(kind, tile, fill, DTYPES.index(tile.dtype) << wire.OUT_SHIFT)
-            if self.array.failure is not None:
-                break
-        self.array.wait_idle()
+        with self.answering(answered):
+            for tile in tiles:
+                begun.append(tile)
+                self.send(kind, tile, fill, DTYPES.index(tile.dtype) << wire.OUT_SHIFT)
+                if self.array.failure is not None:
+                    break
         return begun
 
 
@@ -172,14 +179,13 @@ class OnHost(_Flow):
             device.submit(Kind.WRITE, slot, tile.index, len(record), flags)
             return True
 
-        self.answering(answered)
         begun: list[Tile] = []
-        for tile in chosen:
-            begun.append(tile)
-            self.send(Kind.READ, tile, None, (everything | 0x8) << wire.MASK_SHIFT)
-            if self.array.failure is not None:
-                break
-        self.array.wait_idle()
+        with self.answering(answered):
+            for tile in chosen:
+                begun.append(tile)
+                self.send(Kind.READ, tile, None, (everything | 0x8) << wire.MASK_SHIFT)
+                if self.array.failure is not None:
+                    break
         return begun
 
     def offload(self, tiles: Iterable[Tile], fill: Fill) -> None:

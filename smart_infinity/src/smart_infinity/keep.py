@@ -25,6 +25,8 @@ class Finding:
         previous_step: The step before, if it can be gone back to.
         faults: Damaged arrays of the committed step: tile, array, and the parameters in it.
         previous_faults: The same of the step before; None where it was not read.
+        number: Of this device in its state, from 0, of `devices`.
+        rank: The one that made it.
     """
 
     folder: str
@@ -32,6 +34,9 @@ class Finding:
     previous_step: int | None
     faults: list[dict[str, Any]] = field(default_factory=list)
     previous_faults: list[dict[str, Any]] | None = None
+    number: int = 0
+    devices: int = 1
+    rank: int = 0
 
     @property
     def clean(self) -> bool:
@@ -43,13 +48,20 @@ def inspect(folders: Sequence[Path], *, previous: bool = False) -> list[Finding]
     """Read every array of the committed step, and of the step before if asked.
 
     Raises:
-        UserError: A folder holds no state.
+        UserError: A folder holds no state, or is given twice.
         Corrupt: A header, or both tables, are damaged.
     """
-    found = []
+    if not folders:
+        raise UserError("give the folders of a state's devices, all of them")
+    found: list[Finding] = []
     for folder in folders:
         state = _core.State(folder)
+        said = json.loads(state.description)
         one = Finding(str(folder), state.step, state.previous_step)
+        one.number, one.devices = int(said["device"]), int(said["devices"])
+        one.rank = int(said.get("rank", 0))
+        if any((one.rank, one.number) == (other.rank, other.number) for other in found):
+            raise UserError(f"{folder}: is device {one.number}, which was given already")
         one.faults = _faults(state, False)
         if previous and state.previous_step is not None:
             one.previous_faults = _faults(state, True)
@@ -94,13 +106,25 @@ def consistent(found: Sequence[Finding]) -> int:
     return step
 
 
+def missing(found: Sequence[Finding]) -> list[int]:
+    """Give the numbers of the devices whose folders were not given."""
+    every = max(one.devices for one in found)
+    return sorted(set(range(every)) - {one.number for one in found})
+
+
 def repair(folders: Sequence[Path]) -> tuple[int, list[str]]:
     """Bring all devices to the newest step that is whole everywhere; give it and what was done.
 
     Raises:
+        UserError: A device's folder is not among them: it might not be able to go where they go.
         Corrupt: No step is whole everywhere; what is damaged is named, nothing is changed.
     """
     found = inspect(folders, previous=True)
+    if absent := missing(found):
+        raise UserError(
+            f"the state has {found[0].devices} devices, number {absent[0]} is not among these "
+            "folders: give all of them"
+        )
     step = consistent(found)
     candidates = [step]
     if all(one.previous_step == step - 1 and one.step == step for one in found):

@@ -74,7 +74,7 @@ def merged(kind: Optimizer, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a parameter group's hyperparameters as the core names them."""
+    """Give a parameter group's hyperparameters as the core names them; else a UserError."""
     found = {
         name: group[name]
         for name in (
@@ -82,12 +82,20 @@ def settings(group: Mapping[str, Any]) -> dict[str, Any]:
         )
         if name in group
     }  # fmt: skip
+    if group.get("amsgrad"):
+        raise UserError("amsgrad=True: the devices have no amsgrad")
     if "betas" in group:
-        found["beta1"], found["beta2"] = group["betas"]
-    return {
-        name: bool(value) if isinstance(value, bool) else float(value)
-        for name, value in found.items()
-    }
+        try:
+            found["beta1"], found["beta2"] = group["betas"]
+        except (TypeError, ValueError):
+            raise UserError(f"betas={group['betas']!r}: use two numbers") from None
+    numbers: dict[str, float | bool] = {}
+    for name, value in found.items():
+        try:
+            numbers[name] = value if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            raise UserError(f"{name}={value!r}: use a number") from None
+    return numbers
 
 
 def check(kind: Optimizer, group: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ the same layout everywhere, and no number computed depends on it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -105,6 +106,12 @@ class Layout:
         return columns
 
 
+def check_tile(tile: int) -> None:
+    """Refuse a tile that cannot be (UserError)."""
+    if tile < 1024 or tile % 1024 or tile > 1 << 26:
+        raise UserError(f"tile={tile}: use a multiple of 1024 up to {1 << 26}")
+
+
 def build(
     parameters: Sequence[Parameter],
     *,
@@ -126,10 +133,9 @@ def build(
     """
     if not any(parameter.numel for parameter in parameters):
         raise UserError("no parameters to optimize: give at least one that requires a gradient")
-    if not weights or min(weights) <= 0:
+    if not weights or not all(0 < weight < math.inf for weight in weights):
         raise UserError(f"devices with weights {list(weights)}: use one or more, all above 0")
-    if tile < 1024 or tile % 1024 or tile > 1 << 26:
-        raise UserError(f"tile={tile}: use a multiple of 1024 up to {1 << 26}")
+    check_tile(tile)
     assigned = [0.0] * len(weights)
     by_device: list[list[int]] = [[] for _ in weights]
     tiles: list[Tile] = []
@@ -201,7 +207,13 @@ def compare(stored: dict[str, Any], wanted: dict[str, Any], folder: str) -> None
             f"{folder}: made for {len(old)} parameters, the model has {len(new)}; give the model "
             "it was made for, or a new folder"
         )
-    for key, value in wanted.items():
+    same = stored.get("devices") == wanted.get("devices")
+    if same and stored.get("device") != wanted.get("device"):
+        raise UserError(
+            f"{folder}: is device {stored.get('device')} of its state, given as number "
+            f"{wanted['device']}: give the folders in the order they were made with"
+        )
+    for key, value in sorted(wanted.items(), key=lambda item: item[0] != "optimizer"):
         if key != "parameters" and stored.get(key) != value:
             raise UserError(
                 f"{folder}: made with {key}={stored.get(key)!r}, asked for {value!r}; "

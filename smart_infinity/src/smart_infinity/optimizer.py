@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import ssl
+import threading
 import time
 import weakref
 import zlib
@@ -19,6 +20,7 @@ from shorthaul.errors import UserError
 
 from smart_infinity import distributed, kinds, portable, tile_records, wire
 from smart_infinity.array import DeviceArray, StateOptions, plan
+from smart_infinity.changes import Changes
 from smart_infinity.client import DeviceOptions
 from smart_infinity.compress import Compressor, TopK, parse
 from smart_infinity.errors import NotFinite
@@ -137,6 +139,8 @@ class SmartOptimizer(torch.optim.Optimizer):
         """Seconds of the last step by what they went to."""
         self._active: list[bool] = [False] * len(self.parameters)
         self._flow = NearStorage(self.array)
+        self._changes = Changes(self.parameters, self.array)
+        self._one = threading.RLock()  # who steps, or reads or writes the state
         self._gradient = np.zeros(self.layout.tile, np.float32)
         self._scale = 1.0  # that gradients are multiplied by on the host
         try:
@@ -147,6 +151,7 @@ class SmartOptimizer(torch.optim.Optimizer):
         except BaseException:
             self.array.kill()
             raise
+        self._changes.settled()
         if offload == "backward":
             from smart_infinity.offload import Offload
 
@@ -188,25 +193,30 @@ class SmartOptimizer(torch.optim.Optimizer):
         Raises:
             NotFinite: A gradient holds NaN or Inf; parameters and state are as they were.
             Fault: A device failed or is lost.
+            UserError: The optimizer is closed or another process's, a setting is none, `extra` is
+                not JSON or too long.
         """
+        self.array.check_usable()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        begin = time.perf_counter()
-        self.array.settle()
-        settled = time.perf_counter()
-        if self.offload == "backward":
-            stepped = self._offload.step()
-        else:
-            stepped = self._step_from_grads()
-        if stepped:
-            self.array.commit(self.array.step + 1, self._note())
-        self.phases = {
-            "settle_s": settled - begin,
-            "step_s": time.perf_counter() - settled,
-            "total_s": time.perf_counter() - begin,
-        }
+        with self._one:
+            begin = time.perf_counter()
+            self.array.settle()
+            settled = time.perf_counter()
+            self.array.check_note(self._note())
+            if self.offload == "backward":
+                stepped = self._offload.step()
+            else:
+                stepped = self._step_from_grads()
+            if stepped:
+                self.array.commit(self.array.step + 1, self._note())
+            self.phases = {
+                "settle_s": settled - begin,
+                "step_s": time.perf_counter() - settled,
+                "total_s": time.perf_counter() - begin,
+            }
         return loss
 
     def _step_from_grads(self) -> bool:
@@ -263,7 +273,11 @@ class SmartOptimizer(torch.optim.Optimizer):
             for one in settings:  # what is sent is a momentum already
                 one.update(kinds.WITHOUT_MOMENTUM[self.kind.name])
         body = plan(settings, [step for _, step in numbers], hyper_of, clip=clip)
+        self._take_changes()
         self._flow.begin(self.array.step + 1, body)
+
+    def _take_changes(self) -> None:
+        self._changes.take()
 
     def _update(self, fill: Fill | None) -> None:
         """Update all tiles that have a gradient; take everything back when something goes wrong."""
@@ -283,6 +297,7 @@ class SmartOptimizer(torch.optim.Optimizer):
         except BaseException:
             self._undo(active)
             raise
+        self._changes.settled()
         for i, active_now in enumerate(self._active):
             self.steps[i] += active_now
 
@@ -338,6 +353,7 @@ class SmartOptimizer(torch.optim.Optimizer):
         with contextlib.suppress(Exception):
             self.array.abandon()
             self._fetch(tiles)
+            self._changes.restore()
 
     @torch.no_grad()
     def _fetch(self, tiles: Iterable[Tile]) -> None:
@@ -386,8 +402,10 @@ class SmartOptimizer(torch.optim.Optimizer):
         several ranks, each gives its own: of sharded parameters sharded tensors, else the elements
         of its share among zeros (`distributed.whole_state_dict` puts them together).
         """
-        self.array.settle()
-        packed = super().state_dict() | {"state": portable.pack(self), "extra": self.extra}
+        self.array.check_usable()
+        with self._one:
+            self.array.settle()
+            packed = super().state_dict() | {"state": portable.pack(self), "extra": self.extra}
         if self.ranks is not None and not self.ranks.sharded:
             packed["share"] = [self.ranks.rank, self.ranks.size]
         return packed
@@ -399,16 +417,28 @@ class SmartOptimizer(torch.optim.Optimizer):
         Parameters in float32 are taken from the model, as with torch.
 
         Raises:
-            UserError: It is of other parameters, or another rank's share.
+            UserError: It is of other parameters, of another optimizer, or another rank's share.
         """
-        self.array.settle()
-        portable.unpack(self, state_dict)
-        self.array.commit(max(self.steps, default=0), self._note(), wait=True)
+        self.array.check_usable()
+        with self._one:
+            self.array.settle()
+            portable.unpack(self, state_dict)
+            self.array.commit(max(self.steps, default=0), self._note(), wait=True)
+            self._changes.settled()
+
+    def take_parameters(self) -> None:
+        """Say that the model's parameters may have been changed in a way torch does not count.
+
+        The next step begins with what they are then. Writing to a parameter itself (`copy_`,
+        `load_state_dict`) is noticed without this, writing to its `.data` is not.
+        """
+        self._changes.expect()
 
     # ------------------------------------------------------------------ end
 
     def flush(self) -> None:
         """Wait until the last step is durable on every device."""
+        self.array.check_usable()
         self.array.settle()
 
     def close(self) -> None:

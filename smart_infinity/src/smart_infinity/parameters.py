@@ -29,6 +29,13 @@ class Parameters:
         self._groups = groups
         self.tensors: list[torch.Tensor] = [p for group in groups for p in group["params"]]
         self.group_of = [number for number, group in enumerate(groups) for _ in group["params"]]
+        first: dict[int, int] = {}
+        for i, tensor in enumerate(self.tensors):
+            if first.setdefault(id(tensor), i) != i:
+                raise UserError(
+                    f"parameter {self.name(i)!r} is {self.name(first[id(tensor)])!r} again: give "
+                    "each once"
+                )
 
     def __len__(self) -> int:
         return len(self.tensors)

@@ -100,6 +100,8 @@ class Setup:
     def __post_init__(self) -> None:
         if not (self.params >= 1 and math.isfinite(self.params)):
             raise UserError(f"--params {self.params:g}: use 1 or more")
+        if self.params != int(self.params):
+            raise UserError(f"--params {self.params}: use a whole number")
         if self.devices < 1:
             raise UserError(f"--devices {self.devices}: use 1 or more")
         if self.moments not in (0, 1, 2):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from shorthaul.errors import UserError
 
-from smart_infinity import distributed, tile_records
+from smart_infinity import distributed, kinds, tile_records
 from smart_infinity.layout import Tile
 from smart_infinity.parameters import local
 
@@ -52,9 +52,12 @@ def unpack(optimizer: SmartOptimizer, state_dict: dict[str, Any]) -> None:
     """Write a state_dict's moments and masters to the devices, and take its steps and groups.
 
     Raises:
-        UserError: It is another rank's share, or of other groups or shapes.
+        UserError: It is none, another rank's share, of another optimizer, or of other groups or
+            shapes; or holds what no optimizer has come to. Nothing was changed.
     """
     parameters, moments = optimizer.parameters, optimizer.moments
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+        raise UserError("this is no optimizer's state_dict: it has no state and param_groups")
     state, groups = state_dict["state"], state_dict["param_groups"]
     ranks = optimizer.ranks
     own = [0, 1] if ranks is None else [ranks.rank, ranks.size]
@@ -66,16 +69,19 @@ def unpack(optimizer: SmartOptimizer, state_dict: dict[str, Any]) -> None:
         )
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in optimizer.param_groups]:
         raise UserError("the state_dict has other parameter groups than this optimizer")
+    for group in groups:
+        decoupled = group.get("decoupled_weight_decay")
+        if decoupled is not None and decoupled != (optimizer.kind.name == "adamw"):
+            raise UserError(
+                f"the state_dict is {'AdamW' if decoupled else 'Adam'}'s, this optimizer is "
+                f"{optimizer.kind.name}"
+            )
+        kinds.check(optimizer.kind, {**optimizer.kind.defaults, **group})
     numbers = [i for group in groups for i in group["params"]]
     found = [{name: local(value) for name, value in state.get(i, {}).items()} for i in numbers]
     for i, one in enumerate(found):
-        shape = parameters.local(i).shape
-        for name in (*moments, "master"):
-            if name in one and one[name] is not None and one[name].shape != shape:
-                raise UserError(
-                    f"{name} of parameter {parameters.name(i)!r} is {list(one[name].shape)}, the "
-                    f"parameter {list(shape)}"
-                )
+        _check(f"parameter {parameters.name(i)!r}", one, parameters.local(i).shape, moments)
+    steps = [_steps(one) for one in found]
 
     def fill(tile: Tile, floats: npt.NDArray[np.float32]) -> None:
         floats[:] = 0
@@ -94,7 +100,36 @@ def unpack(optimizer: SmartOptimizer, state_dict: dict[str, Any]) -> None:
 
     mask = (1 << optimizer.array.arrays) - 1
     tile_records.write(optimizer.array, optimizer.layout.tiles, fill, mask=mask)
-    optimizer.steps = [int(one.get("step", 0)) for one in found]
+    optimizer.steps = steps
     optimizer.extra = state_dict.get("extra", {})
     for group, stored in zip(optimizer.param_groups, groups, strict=True):
         group.update({key: value for key, value in stored.items() if key != "params"})
+
+
+def _steps(one: dict[str, Any]) -> int:
+    """Give the steps behind a parameter's state; torch's SGD counts none, but has had a first."""
+    if "step" not in one:
+        return int(any(value is not None for value in one.values()))
+    return int(one["step"])
+
+
+def _check(whose: str, one: dict[str, Any], shape: torch.Size, moments: tuple[str, ...]) -> None:
+    """Refuse a parameter's state that this optimizer could not have come to."""
+    there = {name: value for name, value in one.items() if value is not None and name != "step"}
+    for name in there:
+        if name not in (*moments, "master"):
+            raise UserError(
+                f"the state_dict has {name!r} of {whose}, this optimizer keeps "
+                f"{', '.join(moments) or 'no moments'}: it is another optimizer's"
+            )
+    step = float(one.get("step", 0))
+    if not (step >= 0 and step.is_integer()):
+        raise UserError(f"the state_dict has step {step:g} of {whose}: steps count from 0")
+    for name in moments:
+        if step > 0 and name not in there:
+            raise UserError(f"the state_dict has step {step:g} of {whose}, but no {name}")
+    for name, value in there.items():
+        if value.shape != shape:
+            raise UserError(f"{name} of {whose} is {list(value.shape)}, it is {list(shape)}")
+        if not torch.isfinite(value).all():
+            raise UserError(f"{name} of {whose} holds NaN or Inf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import ipaddress
 import logging
 import os
@@ -10,7 +11,7 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,43 @@ def serve(
         raise UserError(
             f"--listen {address} is open to the network: give --token-file, or listen on 127.0.0.1"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    sock = listen(address)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_owned(folder))
+        sock = stack.enter_context(listen(address))
+        _serve(sock, folder, address, token, tls, ready)
+
+
+@contextlib.contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Make a folder if need be, and keep others from serving it.
+
+    The state's own lock is held while a host is there, this one between two hosts as well.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "SERVED").open("ab")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another smart-infinity device serves it; stop that, or give another "
+                "folder"
+            ) from None
+        yield
+
+
+def _serve(
+    sock: socket.socket,
+    folder: Path,
+    address: str,
+    token: str | None,
+    tls: ssl.SSLContext | None,
+    ready: Callable[[str], None],
+) -> None:
+    scheme, where = parse(address)
     sock.settimeout(0.2)  # how soon a signal is seen between two hosts
     stopping = threading.Event()
     current: list[socket.socket] = []

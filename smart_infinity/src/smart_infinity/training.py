@@ -24,6 +24,7 @@ from smart_infinity.models import ModelConfig
 from smart_infinity.optimizer import SmartOptimizer
 
 _log = logs.get(__name__)
+_TELL_S = 10.0  # between two lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -175,11 +176,14 @@ def _hyperparameters(config: Config) -> dict[str, Any]:
 # ---------------------------------------------------------------------- going on
 
 
-def take_up(optimizer: SmartOptimizer, config: Config, text: Data, seed: int) -> int:
+def take_up(
+    optimizer: SmartOptimizer, config: Config, text: Data, seed: int, *, ended: bool = False
+) -> int:
     """Give the step to begin with, and see to it that the state remembers what run it is of.
 
     Of another model, or other tokens, it cannot go on; of another text, seed or schedule it can,
-    but not as one run would have gone on, which is said.
+    but not as one run would have gone on, which is said. With `ended`, one whose last step is done
+    is taken up as well.
 
     Raises:
         UserError: The state is of another model or other tokens, or its steps are done.
@@ -209,10 +213,12 @@ def take_up(optimizer: SmartOptimizer, config: Config, text: Data, seed: int) ->
                 f"{where} is of another model: {key} = {before[key]!r}, not {now[key]!r}; give the "
                 "--config it was made with, or a new --storage"
             )
-    if start >= config.train.steps:
+    if start > config.train.steps or (start == config.train.steps and not ended):
         raise UserError(
             f"{where} is at step {start} already: give more --steps, or a new --storage"
         )
+    if start == config.train.steps:
+        return start
     if other:
         changed = ", ".join(f"{key} {_short(before[key])} → {_short(now[key])}" for key in other)
         _log.warning("goes on from step %d, but not as it began: %s", start, changed)
@@ -286,7 +292,7 @@ def train(
     held_out: dict[int, float] = {}
     optimizer_s = 0.0
     clips = hasattr(optimizer, "max_norm") or not t.max_norm  # torch's own leaves it to us
-    begin = time.perf_counter()
+    begin = told = time.perf_counter()
     with interruptible() as asked, bar(t.steps, "training", initial=start) as progress:
         for step in range(start, t.steps):
             for group in optimizer.param_groups:
@@ -315,6 +321,9 @@ def train(
                 on_step(step + 1, said)
             progress.set_postfix(loss=f"{total:.4f}")
             progress.update(1)
+            if progress.disable and time.perf_counter() - told > _TELL_S:  # no terminal: a log
+                told = time.perf_counter()
+                _log.info("step %d of %d, loss %.4f", step + 1, t.steps, total)
             if last:
                 break
     seconds = time.perf_counter() - begin

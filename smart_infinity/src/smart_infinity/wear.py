@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from shorthaul.errors import UserError
@@ -56,10 +57,18 @@ def wear(
         moment_type: How they are stored.
         landed: Bytes per parameter of gradients that wait on the drive for their step.
         steps_per_day: For `days`.
+
+    Raises:
+        UserError: One of them is not a number that could be.
     """
     for name, value in (("params", params), ("devices", devices), ("tbw", tbw)):
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise UserError(f"--{name} {value}: use more than 0")
+    if params != int(params):
+        raise UserError(f"--params {params}: use a whole number")
+    for name, value in (("landed", landed), ("steps-per-day", steps_per_day or 0.0)):
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name} {value}: use 0 or more")
     each = written_per_param(moments, moment_type, landed)
     total = each * params * AMPLIFICATION
     steps = tbw * 1e12 * devices / total

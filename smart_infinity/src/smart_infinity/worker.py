@@ -144,6 +144,8 @@ class Session:
             raise ProtocolError("CREATE after OPEN")
         shape = body["shape"]
         self._check_direct(bool(body["buffered"]))
+        if body.get("replace"):
+            self._remove_unused()
         _core.create_state(
             self.folder,
             _core.Kind[shape["kind"]],
@@ -155,6 +157,16 @@ class Session:
             int(body["note_bytes"]),
         )
         self.link.send(Kind.DONE)
+
+    def _remove_unused(self) -> None:
+        """Remove a state that no step was ever taken with."""
+        path = self.folder / "state.smart"
+        if not path.exists():
+            return
+        state = _core.State(self.folder, readonly=False)  # refuses one that is in use
+        if state.step > 0:
+            raise UserError(f"{self.folder}: holds a state at step {state.step} already")
+        path.unlink()
 
     def _check_direct(self, buffered: bool) -> None:
         """Refuse a file system without O_DIRECT, where its page cache would pass for the disk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +66,15 @@ class BenchCommand(Common):
 
         if not self.storage:
             raise UserError("--storage: give one or more folders")
+        for name in ("link_rate", "media_read_rate", "media_write_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} {getattr(self, name)}: use 0 or more megabytes a second")
         for folder in self.storage:
-            if not folder.is_dir():
-                raise UserError(f"--storage {folder}: there is no such folder")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"--storage {folder}: {error.strerror}") from error
         topk = parse(self.compress)
         if topk is not None:
             topk = replace(topk, values=self.compress_values)

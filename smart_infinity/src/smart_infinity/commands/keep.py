@@ -31,8 +31,13 @@ class Verify(Common):
                 f"  tile {fault['tile']}: {fault['array']} ({', '.join(fault['parameters'][:4])})"
                 for fault in one.faults[:20]
             ]
+        absent = keep.missing(found)
+        if absent:
+            numbers = ", ".join(map(str, absent))
+            lines.append(f"not given: device {numbers} of the state's {found[0].devices}")
         clean = all(one.clean for one in found)
-        emit({"step": step, "clean": clean, "devices": found}, self.json, "\n".join(lines))
+        result = {"step": step, "clean": clean, "devices": found, "missing": absent}
+        emit(result, self.json, "\n".join(lines))
         if not clean:
             damaged = next(one for one in found if not one.clean)
             raise Corrupt(f"{damaged.folder} is damaged: smart-infinity repair may go a step back")

@@ -89,7 +89,8 @@ class Plan(Common):
             return planner.PAPER, "the paper's constants, simulated"
         if self.storage is not None:
             if not self.storage.is_dir():
-                raise UserError(f"--storage {self.storage}: there is no such folder")
+                wrong = "is a file" if self.storage.exists() else "there is no such folder"
+                raise UserError(f"--storage {self.storage}: {wrong}")
             found = rates.measure(self.storage)
             link = {"link_down": given.link_down, "link_up": given.link_up}
             return planner.Rates(**{**vars(found), **link}), f"measured on {self.storage}"

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shorthaul import logs
 from shorthaul.cli import Common, emit, nearest
 from shorthaul.errors import EnvironmentLack, UserError
+
+_log = logs.get(__name__)
 
 
 @dataclass(kw_only=True)
@@ -48,7 +51,9 @@ class Train(Common):
         model = models.build(config.model, text.vocabulary, self.seed, mask=mask)
         count = sum(p.numel() for p in model.parameters())
         with training.optimizer_for(model, config, self.storage, token=secret) as optimizer:
-            start = training.take_up(optimizer, config, text, self.seed)
+            start = training.take_up(
+                optimizer, config, text, self.seed, ended=self.export is not None
+            )
             writer = None
             if self.tensorboard is not None:
                 # Steps after this one, of a run that was killed, are taken again.
@@ -69,7 +74,7 @@ class Train(Common):
             optimizer.flush()
             counts = optimizer.array.counts()
         if found["steps"] < config.train.steps:
-            # What there is of it is in the storage; the caller learns by the exit code.
+            _log.warning("stopped after step %d; run again, it goes on from there", found["steps"])
             raise KeyboardInterrupt
         if self.export is not None:
             model.save_pretrained(self.export)
@@ -119,10 +124,12 @@ def _text(result: dict[str, Any], storage: list[str]) -> str:
     last = max(result["held_out"], default=0)
     held_out = f", held out {result['held_out'][last]:.4f}" if last else ""
     resumed = f" from step {result['start']}" if result["start"] else ""
+    kept = f"state in {', '.join(storage)}"
+    if not result["losses"]:
+        return f"all {result['steps']} steps were taken before\n{kept}"
     return (
         f"{result['parameters']:,} parameters, {result['steps']} steps{resumed}: loss "
         f"{result['losses'][-1]:.4f}{held_out} nats a token\n"
         f"{result['seconds']:.1f} s, {result['optimizer_s']:.1f} s of them in the optimizer, "
-        f"{result['tokens_per_s']:.0f} tokens/s\n"
-        f"state in {', '.join(storage)}"
+        f"{result['tokens_per_s']:.0f} tokens/s\n{kept}"
     )
