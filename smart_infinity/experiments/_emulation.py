@@ -2,7 +2,8 @@
 
 Media and link are slowed by token buckets; tiles, files, processes and counters are real. Four
 devices here are to their link as ten SmartSSDs are to the paper's: their reads together make four
-times what the link carries (4 x 100 over 100 MB/s; 10 x 3.0 over 8 GB/s).
+times what the link carries (4 x 50 over 50 MB/s; 10 x 3.0 over 8 GB/s). Four ask for 212 MB/s of
+the disk, eight for twice that: virtual disks give 500 to 1,000 MB/s, and must not be the limit.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from smart_infinity.planner import Forecast, Rates, Setup, forecast
 class Machine:
     """What everything is slowed to, in bytes a second: the link each way, one device's media."""
 
-    link: float = 100e6
-    read: float = 100e6
-    write: float = 53e6
+    link: float = 50e6
+    read: float = 50e6
+    write: float = 26.5e6
 
     def __str__(self) -> str:
         return (

@@ -88,16 +88,24 @@ class Outcome:
     parameters: int
 
 
-def prepared(settings: dict[str, Any], schedule: dict[str, Any], seed: int) -> tuple[Any, Any, Any]:
-    """Give a run's configuration, its text and the model to begin with; it has one thread."""
+def configuration(settings: dict[str, Any], schedule: dict[str, Any]) -> Any:
+    """Give a run's configuration; it has one thread."""
     import torch
 
     from smart_infinity import models, training
 
     torch.set_num_threads(1)
-    config = training.Config(
-        models.ModelConfig(**settings["model"]), training.TrainConfig(**schedule)
-    )
+    return training.Config(
+        models.ModelConfig(**settings["model"]), training.TrainConfig(**schedule),
+        tokens=settings.get("tokens", "bytes"),
+    )  # fmt: skip
+
+
+def prepared(settings: dict[str, Any], schedule: dict[str, Any], seed: int) -> tuple[Any, Any, Any]:
+    """Give a run's configuration, its text and the model to begin with; it has one thread."""
+    from smart_infinity import models, training
+
+    config = configuration(settings, schedule)
     text = training.data(config, settings["data"], seed)
     return config, text, models.build(config.model, text.vocabulary, seed)
 

@@ -188,8 +188,8 @@ EXPERIMENT = Experiment(
     run=run,
     scales={
         "smoke": {"tiles": 32, "tile": 1 << 15, "devices": [1, 4], "rounds": 3},
-        "small": {"tiles": 192, "tile": 1 << 15, "devices": [1, 2, 3, 4, 6, 8], "rounds": 5},
-        "paper": {"tiles": 1536, "tile": 1 << 15, "devices": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+        "small": {"tiles": 96, "tile": 1 << 15, "devices": [1, 2, 3, 4, 6, 8], "rounds": 5},
+        "paper": {"tiles": 768, "tile": 1 << 15, "devices": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
                   "rounds": 5},
     },
     minutes={"smoke": 0.3, "small": 2, "paper": 20},

@@ -78,9 +78,9 @@ EXPERIMENT = Experiment(
     run=run,
     scales={
         "smoke": {"tiles": [24, 72], "tile": 1 << 15, "devices": 4, "rounds": 3},
-        "small": {"tiles": [48, 96, 192, 384, 768, 1536], "tile": 1 << 15, "devices": 4,
+        "small": {"tiles": [24, 48, 96, 192, 384, 768], "tile": 1 << 15, "devices": 4,
                   "rounds": 3},
-        "paper": {"tiles": [384, 1536, 6144], "tile": 1 << 15, "devices": 4, "rounds": 5},
+        "paper": {"tiles": [192, 768, 3072], "tile": 1 << 15, "devices": 4, "rounds": 5},
     },
     minutes={"smoke": 0.3, "small": 5, "paper": 14},
     gigabytes={"smoke": 0.3, "small": 5, "paper": 20},

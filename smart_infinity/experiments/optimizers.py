@@ -97,9 +97,9 @@ EXPERIMENT = Experiment(
     scales={
         "smoke": {"tiles": 32, "tile": 1 << 15, "devices": 4, "rounds": 3,
                   "kinds": ["adamw", "adagrad"]},
-        "small": {"tiles": 192, "tile": 1 << 15, "devices": 4, "rounds": 5,
+        "small": {"tiles": 96, "tile": 1 << 15, "devices": 4, "rounds": 5,
                   "kinds": ["adamw", "adam", "sgd", "adagrad"]},
-        "paper": {"tiles": 1536, "tile": 1 << 15, "devices": 4, "rounds": 7,
+        "paper": {"tiles": 768, "tile": 1 << 15, "devices": 4, "rounds": 7,
                   "kinds": ["adamw", "adam", "sgd", "adagrad"]},
     },
     minutes={"smoke": 0.3, "small": 2, "paper": 12},

@@ -139,9 +139,9 @@ EXPERIMENT = Experiment(
     source="Smart-Infinity, figure 11; notes, section 1.5",
     run=run,
     scales={
-        "smoke": {"tiles": 48, "tile": 1 << 15, "links": [200e6], "devices": [2],
+        "smoke": {"tiles": 48, "tile": 1 << 15, "links": [100e6], "devices": [2],
                   "types": ["float32"], "rounds": 3},
-        "small": {"tiles": 96, "tile": 1 << 15, "links": [50e6, 100e6, 200e6],
+        "small": {"tiles": 48, "tile": 1 << 15, "links": [25e6, 50e6, 100e6],
                   "devices": [1, 2, 4], "types": ["float32", "bfloat16"], "rounds": 3},
     },
     minutes={"smoke": 0.2, "small": 5},

@@ -161,9 +161,9 @@ EXPERIMENT = Experiment(
     scales={
         "smoke": {"tiles": 48, "tile": 1 << 15, "devices": [1, 4], "rounds": 3, "curve_rounds": 2,
                   "disk_mib": 64},
-        "small": {"tiles": 384, "tile": 1 << 15, "devices": [1, 2, 3, 4, 6, 8], "rounds": 7,
+        "small": {"tiles": 192, "tile": 1 << 15, "devices": [1, 2, 3, 4, 6, 8], "rounds": 7,
                   "curve_rounds": 3, "disk_mib": 1024},
-        "paper": {"tiles": 3072, "tile": 1 << 15, "devices": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+        "paper": {"tiles": 1536, "tile": 1 << 15, "devices": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
                   "rounds": 7, "curve_rounds": 3, "disk_mib": 4096},
     },
     minutes={"smoke": 0.3, "small": 6, "paper": 45},

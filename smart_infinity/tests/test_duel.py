@@ -121,7 +121,8 @@ def test_without_deepspeed_what_is_ours_is_stopped_and_goes_on_to_the_bit(
 def rounds(seconds: float, moved: float, loss: float = 5.0) -> list[dict[str, Any]]:
     """Rounds of a contestant, the machine being twice as slow in the second."""
     return [
-        {"total_s": slow * seconds, "iteration_s": slow * (seconds + 1), "loss": loss,
+        {"total_s": slow * seconds, "call_s": slow * (seconds - 0.2), "loss": loss,
+         "iteration_s": slow * (seconds + 1),
          "read": moved / 2, "write": moved / 2, "peak_host": 1 << 20, "peak_devices": 0}
         for slow in (1, 2, 1)
     ]  # fmt: skip
@@ -138,6 +139,8 @@ def test_ratios_are_of_rounds_side_by_side() -> None:
     found = deepspeed_duel._metrics(taken, 1_000_000, names)
     assert found["over"]["pipelined"] == {"median": 2.0, "low": 2.0, "high": 2.0}
     assert found["least_over"] == 2.0
+    assert found["call_over"]["pipelined"]["median"] == pytest.approx(1.8 / 0.8)
+    assert found["least_call_over"] == pytest.approx(1.8 / 0.8)
     assert found["iteration_over"]["plain"]["median"] == 2.0
     assert found["of_raw"]["ours"]["median"] == pytest.approx(0.9)
     assert found["of_raw"]["ours_bfloat16"]["median"] == pytest.approx(0.8)

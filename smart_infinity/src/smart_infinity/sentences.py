@@ -95,13 +95,15 @@ def split(rated: Sequence[tuple[float, str]], *, neutral: float) -> Sentences:
     return Sentences(*(_rated(side) for side in sides))
 
 
-def encode(texts: Sequence[str], width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Give the bytes of texts, cut off after `width`, and how many each has.
+def padded(
+    tokens: Sequence[npt.NDArray[np.generic]], width: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Give texts' tokens as one array, each cut off after `width`, and how many each has.
 
     Returns:
-        Bytes [texts, longest], 0 behind a text's end, and lengths [texts].
+        Tokens [texts, longest], 0 behind a text's end, and lengths [texts].
     """
-    cut = [np.frombuffer(text.encode()[:width], np.uint8) for text in texts]
+    cut = [one[:width] for one in tokens]
     lengths = np.array([len(one) for one in cut], np.int64)
     found = np.zeros((len(cut), int(lengths.max(initial=1))), np.int64)
     for row, one in zip(found, cut, strict=True):

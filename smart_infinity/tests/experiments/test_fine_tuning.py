@@ -75,8 +75,9 @@ def test_what_is_not_there_or_not_the_published_one(
         sentences.parse("1\t2.0\ta film\r\nnonsense\r\n")
 
 
-def test_bytes_and_lengths() -> None:
-    rows, lengths = sentences.encode(["ab", "abcdef"], 4)
+def test_tokens_and_lengths() -> None:
+    given = [np.frombuffer(text, np.uint8) for text in (b"ab", b"abcdef")]
+    rows, lengths = sentences.padded(given, 4)
     assert rows.tolist() == [[97, 98, 0, 0], [97, 98, 99, 100]]
     assert np.array_equal(lengths, [2, 4])
 
