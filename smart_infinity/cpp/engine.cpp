@@ -35,17 +35,18 @@ Engine::Engine(StateFile file, std::vector<std::vector<Segment>> segments,
   shorthaul::uring::Options ring;
   ring.depth = options.slots * 8;
   ring_ = std::make_unique<shorthaul::uring::Ring>(ring);
+  const std::size_t record = file_.shape().record_bytes();
+  records_ = Buffer(options.slots * record);
   std::vector<std::span<std::byte>> buffers;
   for (std::size_t i = 0; i < options.slots; ++i) {
     auto slot = std::make_unique<Slot>();
     slot->index = i;
-    slot->record = Buffer(file_.shape().record_bytes());
-    std::size_t at = 0;
+    std::size_t at = i * record;
     for (std::size_t array = 0; array < file_.shape().arrays(); ++array) {
-      slot->in_memory.arrays[array] = slot->record.data() + at;
+      slot->in_memory.arrays[array] = records_.data() + at;
       at += file_.shape().stored_bytes(array, file_.shape().tile);
     }
-    buffers.push_back(slot->record.span(0, slot->record.size()));
+    buffers.push_back(records_.span(i * record, record));
     free_.push_back(slot.get());
     slots_.push_back(std::move(slot));
   }
@@ -323,8 +324,10 @@ void Engine::read(Slot& slot, std::uint32_t mask, bool landed) {
   const std::uint32_t tile = slot.job.tile;
   slot.read_mask = mask;
   slot.read_begin = now_s();
-  if ((landed || slot.job.type == Job::Type::land) && slot.gradient.size() == 0) {
-    slot.gradient = Buffer(file_.shape().tile * sizeof(float));
+  if ((landed || slot.job.type == Job::Type::land) && slot.gradient.empty()) {
+    const std::size_t each = (file_.shape().tile * sizeof(float) + kPage - 1) / kPage * kPage;
+    if (gradients_.size() == 0) gradients_ = Buffer(slots_.size() * each);
+    slot.gradient = gradients_.span(slot.index * each, each);
   }
   for (unsigned array = 0; array < file_.shape().arrays(); ++array) {
     if ((mask >> array & 1U) == 0) continue;
@@ -336,7 +339,7 @@ void Engine::read(Slot& slot, std::uint32_t mask, bool landed) {
     slot.read_mask |= kLandedBit;
     const std::size_t bytes = slot.in_memory.n * bytes_of(landing_.at(tile).type);
     transfer(slot, false, landing_.file(), landing_.offset(tile),
-             slot.gradient.span(0, (bytes + kPage - 1) / kPage * kPage), kLanded);
+             slot.gradient.first((bytes + kPage - 1) / kPage * kPage), kLanded);
   }
   if (slot.awaiting == 0) ready_.push_back(&slot);
 }

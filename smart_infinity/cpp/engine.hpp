@@ -112,6 +112,8 @@ class Engine {
   Landing landing_;
   std::unique_ptr<TileUpdate> update_;
   Pacer read_pacer_, write_pacer_;
+  // Of all slots, in huge pages: the arrays of tiles, and gradients that wait on disk.
+  shorthaul::uring::Buffer records_, gradients_;
   std::vector<std::unique_ptr<Slot>> slots_;
   std::vector<Slot*> free_;
   std::deque<Slot*> ready_;

@@ -27,8 +27,7 @@ inline const char* array_name(unsigned what) {
 struct Engine::Slot {
   std::size_t index = 0;
   Job job;
-  shorthaul::uring::Buffer record;    // the arrays, each in whole pages
-  shorthaul::uring::Buffer gradient;  // landed, when one is on disk
+  std::span<std::byte> gradient;  // landed, when one is on disk
   Record in_memory;
   std::uint32_t read_mask = 0;
   unsigned awaiting = 0;                            // transfers

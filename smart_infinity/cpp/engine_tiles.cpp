@@ -201,7 +201,7 @@ void Engine::write_landed(Slot& slot) {
   }
   slot.writing = true;
   transfer(slot, true, landing_.file(), landing_.offset(job.tile),
-           slot.gradient.span(0, (bytes + kPage - 1) / kPage * kPage), kLanded);
+           slot.gradient.first((bytes + kPage - 1) / kPage * kPage), kLanded);
 }
 
 }  // namespace smart_infinity

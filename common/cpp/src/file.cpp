@@ -1,6 +1,7 @@
 // Aligned memory, and files with an O_DIRECT and a buffered descriptor.
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -18,11 +19,16 @@
 namespace shorthaul::uring {
 
 Buffer::Buffer(std::size_t bytes) {
-  if (bytes > std::numeric_limits<std::size_t>::max() - kAlignment) throw std::bad_alloc();
+  if (bytes > std::numeric_limits<std::size_t>::max() - kHugePage) throw std::bad_alloc();
   size_ = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (size_ == 0) return;
-  data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignment, size_)));
+  // A disk takes so many pieces of memory a request: of small pages, scattered, a transfer of 1 MiB
+  // is two requests. On a virtual disk huge ones made it 2.7 times as fast.
+  const bool huge = size_ >= kHugePage;
+  if (huge) size_ = (size_ + kHugePage - 1) / kHugePage * kHugePage;
+  data_.reset(static_cast<std::byte*>(std::aligned_alloc(huge ? kHugePage : kAlignment, size_)));
   if (!data_) throw std::bad_alloc();
+  if (huge) ::madvise(data_.get(), size_, MADV_HUGEPAGE);  // a wish: without, all works as well
   std::memset(data_.get(), 0, size_);
 }
 

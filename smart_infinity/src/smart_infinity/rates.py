@@ -55,7 +55,8 @@ class RawDisk:
         self.file = File(self.path, Mode.create)
         self.path.unlink()  # it goes with us
         self.ring = Ring(depth=depth)
-        self.buffers = [buffer(BLOCK) for _ in range(depth)]
+        memory = buffer(depth * BLOCK)  # one, so that it has huge pages, as a device's has
+        self.buffers = [memory[at : at + BLOCK] for at in range(0, depth * BLOCK, BLOCK)]
         rng = np.random.default_rng(0)
         for one in self.buffers:
             one[:] = rng.integers(0, 256, BLOCK, np.uint8)
