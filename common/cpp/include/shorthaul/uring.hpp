@@ -12,16 +12,13 @@
 
 namespace shorthaul::uring {
 
-inline constexpr std::size_t kAlignment = 4096;
-inline constexpr std::size_t kHugePage = std::size_t{2} << 20U;
+inline constexpr std::size_t kAlignment = 4096, kHugePage = std::size_t{2} << 20U;
 
 // Memory aligned for O_DIRECT, zeroed, freed with its owner.
 class Buffer {
  public:
   Buffer() = default;
-  // Zeroed, rounded up to kAlignment, from 2 MiB on to huge pages; throws std::bad_alloc. Many
-  // transfers' memory is best a part each of one buffer.
-  explicit Buffer(std::size_t bytes);
+  explicit Buffer(std::size_t bytes);  // zeros in whole pages, huge ones from 2 MiB on; bad_alloc
   std::byte* data() const;
   std::size_t size() const;
   std::span<std::byte> span(std::size_t offset, std::size_t count) const;
