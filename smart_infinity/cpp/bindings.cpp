@@ -325,7 +325,8 @@ PYBIND11_MODULE(_core, module) {
       .def("rollback", &Engine::rollback, Unlocked())
       .def_property_readonly("counters", [](const Engine& e) { return dict_of(e.counters()); })
       .def("take_trace", [](Engine& e) {
-        constexpr const char* kWhats[] = {"read", "update", "write_parameters", "write_moments"};
+        constexpr const char* kWhats[] = {"read", "update", "hand_up", "write_parameters",
+                                          "write_moments"};
         py::list spans;
         for (const Span& s : e.take_trace()) {
           spans.append(py::make_tuple(kWhats[static_cast<int>(s.what)], s.tile, s.begin, s.end));

@@ -33,7 +33,7 @@ struct EngineOptions {
 
 // When a tile's work began and ended, in seconds on CLOCK_MONOTONIC.
 struct Span {
-  enum class What : std::uint8_t { read, update, write_parameters, write_moments };
+  enum class What : std::uint8_t { read, update, hand_up, write_parameters, write_moments };
   What what;
   std::uint32_t tile;
   double begin, end;

@@ -116,6 +116,10 @@ void Engine::step(Slot& slot) {
     if (options_.trace) trace_.push_back({Span::What::update, job.tile, begin, end});
   }
   emit(job, Event::Type::done, bytes, finite);
+  if (options_.trace) {
+    const std::lock_guard lock(mutex_);
+    trace_.push_back({Span::What::hand_up, job.tile, end, now_s()});
+  }
   write_back(slot);
 }
 

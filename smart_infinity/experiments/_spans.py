@@ -1,7 +1,7 @@
 """Arithmetic on a device's trace: what was under way when, and what at the same time.
 
 A span is `[what, tile, begin, end]`, seconds on the monotonic clock; `what` is read, update,
-write_parameters or write_moments.
+hand_up, write_parameters or write_moments.
 """
 
 from __future__ import annotations
@@ -67,24 +67,24 @@ def together(spans: Sequence[Span]) -> dict[str, float]:
 
 
 def handed_up_first(spans: Sequence[Span], taken: Mapping[int, float]) -> tuple[int, int, int]:
-    """Count tiles whose parameters the host had before their moments were written.
+    """Count tiles whose parameters went up before their moments were written.
 
     Args:
         spans: Of one step.
         taken: When the host had each tile's parameters.
 
     Returns:
-        Tiles whose update had ended before, tiles that the host had before, tiles in all; of a
-        tile whose moments' end the trace lacks, that of its parameters stands in.
+        Tiles that their device had handed up before, tiles that the host had before, tiles in all;
+        of a tile whose moments' end the trace lacks, that of its parameters stands in.
     """
-    updated = {span[1]: span[3] for span in spans if span[0] == "update"}
+    handed = {span[1]: span[3] for span in spans if span[0] == "hand_up"}
     written: dict[int, float] = {}
     for span in spans:
         if span[0] in WRITES:
             written[span[1]] = max(written.get(span[1], 0.0), span[3])
-    stepped = sum(updated[tile] < end for tile, end in written.items())
+    up = sum(handed[tile] < end for tile, end in written.items())
     had = sum(taken[tile] < end for tile, end in written.items())
-    return stepped, had, len(written)
+    return up, had, len(written)
 
 
 def in_flight(spans: Iterable[Span], at: float, *what_of: str) -> int:

@@ -69,8 +69,8 @@ def _traced(context: Context, name: str, **options: Any) -> dict[str, Any]:
         "updated": updated,
         "time": sum(one["time"] for one in shares) / len(shares),
         "tiles": sum(one["tiles"] for one in shares) / len(shares),
-        "stepped_first": sum(one[0] for one in first) / sum(one[2] for one in first),
-        "handed_up_first": sum(one[1] for one in first) / sum(one[2] for one in first),
+        "handed_up_first": sum(one[0] for one in first) / sum(one[2] for one in first),
+        "host_had_first": sum(one[1] for one in first) / sum(one[2] for one in first),
         "in_flight_when_up": sum(
             _spans.in_flight(spans, updated, "write_moments") for spans in devices
         ),
@@ -159,7 +159,7 @@ def run(context: Context) -> Summary:
          ("until it is durable", traced["updated"], phases["end"])],
     )  # fmt: skip
     gain = stats.paired_ratio(seconds["serial"], seconds["overlap"])
-    keys = ("time", "tiles", "stepped_first", "handed_up_first", "in_flight_when_up",
+    keys = ("time", "tiles", "handed_up_first", "host_had_first", "in_flight_when_up",
             "up_over_durable")  # fmt: skip
     metrics = {
         **{key: traced[key] for key in keys},
@@ -182,8 +182,10 @@ def run(context: Context) -> Summary:
           round(traced["time"], 3), round(serial["time"], 3)],
          ["tiles read while another is written, share", round(traced["tiles"], 3),
           round(serial["tiles"], 3)],
-         ["tiles the host had before their moments were written, share",
+         ["tiles handed up before their moments were written, share",
           round(traced["handed_up_first"], 3), round(serial["handed_up_first"], 3)],
+         ["tiles the host had before their moments were written, share",
+          round(traced["host_had_first"], 3), round(serial["host_had_first"], 3)],
          ["moments of tiles in flight when all parameters were up", traced["in_flight_when_up"],
           serial["in_flight_when_up"]],
          ["gradients in → parameters up, over gradients in → durable",

@@ -9,8 +9,9 @@ from smart_infinity.experiments import _spans
 
 # Two tiles: the second is read while the first is written.
 OVERLAPPED = [
-    ["read", 0, 0.0, 1.0], ["update", 0, 1.0, 1.5], ["write_parameters", 0, 1.5, 2.0],
-    ["write_moments", 0, 1.5, 3.0], ["read", 1, 1.0, 2.5], ["update", 1, 2.5, 3.0],
+    ["read", 0, 0.0, 1.0], ["update", 0, 1.0, 1.5], ["hand_up", 0, 1.5, 1.5],
+    ["write_parameters", 0, 1.5, 2.0], ["write_moments", 0, 1.5, 3.0],
+    ["read", 1, 1.0, 2.5], ["update", 1, 2.5, 3.0], ["hand_up", 1, 3.0, 3.0],
     ["write_parameters", 1, 3.0, 3.5], ["write_moments", 1, 3.0, 4.0],
 ]  # fmt: skip
 SERIAL = [
@@ -39,6 +40,8 @@ def test_a_tile_does_not_overlap_itself() -> None:
 def test_who_had_parameters_before_their_moments_were_written() -> None:
     assert _spans.handed_up_first(OVERLAPPED, {0: 1.6, 1: 4.5}) == (2, 1, 2)
     assert _spans.handed_up_first(OVERLAPPED, {0: 3.1, 1: 4.5}) == (2, 0, 2)
+    lazy = [["hand_up", 1, 4.0, 4.0] if one[:2] == ["hand_up", 1] else one for one in OVERLAPPED]
+    assert _spans.handed_up_first(lazy, {0: 1.6, 1: 4.5}) == (1, 1, 2)
 
 
 def test_what_is_in_flight() -> None:
