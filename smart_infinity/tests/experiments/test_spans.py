@@ -55,5 +55,5 @@ def test_the_trace_is_one_file(tmp_path: Path) -> None:
     _spans.write_trace(path, [OVERLAPPED, SERIAL], [("step", 0.0, 4.0)])
     events = json.loads(path.read_text())
     events = events["traceEvents"] if isinstance(events, dict) else events
-    assert len([event for event in events if event["ph"] == "X"]) == 1 + 8 + 6
+    assert len([event for event in events if event["ph"] == "X"]) == 1 + 10 + 6
     assert list(tmp_path.iterdir()) == [path]
