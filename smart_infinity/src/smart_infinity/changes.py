@@ -39,6 +39,10 @@ class Changes:
         """Look at every parameter before the next step, whatever torch has counted."""
         self._marks = [None] * len(self.parameters)
 
+    def any(self) -> bool:
+        """Tell whether anything seems to have changed."""
+        return any(mark != self._mark(i) for i, mark in enumerate(self._marks))
+
     def take(self) -> None:
         """Give the devices what has changed, as part of the step under way.
 

@@ -323,6 +323,19 @@ class Device:
                 self._outstanding += 1
             return slot
 
+    def try_acquire(self) -> int | None:
+        """Take a slot if one is free."""
+        try:
+            slot = self.free.get_nowait()
+        except queue.Empty:
+            return None
+        if slot < 0:
+            self.free.put(-1)
+            return None
+        with self._changed:
+            self._outstanding += 1
+        return slot
+
     def submit(self, kind: Kind, slot: int, tile: int, length: int = 0, flags: int = 0) -> None:
         """Send a job for a slot that was acquired; `length` bytes of its area go with it."""
         try:

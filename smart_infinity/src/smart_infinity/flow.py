@@ -60,10 +60,13 @@ class _Flow:
         layout = self.array.layout
         return layout.tiles[layout.by_device[self._of[id(device)]][index]]
 
-    def send(self, kind: Kind, tile: Tile, fill: Fill | None, flags: int = 0) -> None:
-        """Acquire a slot, fill it and submit the job."""
+    def send(
+        self, kind: Kind, tile: Tile, fill: Fill | None, flags: int = 0, slot: int | None = None
+    ) -> None:
+        """Fill a slot, acquired here unless it is given, and submit the job."""
         device = self.array.devices[tile.device]
-        slot = device.acquire()
+        if slot is None:
+            slot = device.acquire()
         length = 0
         try:
             if fill is not None:
@@ -105,26 +108,30 @@ class NearStorage(_Flow):
 
     def update(self, tiles: Iterable[Tile], fill: Fill | None, take: Take) -> list[Tile]:
         """See `Flow`."""
-
-        def answered(device: Device, frame: Frame) -> bool:
-            if frame.kind is Kind.PARAMETERS:
-                tile = self.tile_of(device, frame.arg)
-                if frame.flags & wire.NOT_FINITE:
-                    with self._lock:
-                        self.not_finite.append(tile)
-                assert device.slots is not None
-                take(tile, device.slots.up(frame.slot))
-            return False
-
         begun: list[Tile] = []
-        kind = Kind.GRADIENT if fill is not None else Kind.RUN
-        with self.answering(answered):
+        with self.answering(lambda device, frame: self.updated(device, frame, take)):
             for tile in tiles:
                 begun.append(tile)
-                self.send(kind, tile, fill, DTYPES.index(tile.dtype) << wire.OUT_SHIFT)
+                self.send_update(tile, fill)
                 if self.array.failure is not None:
                     break
         return begun
+
+    def send_update(self, tile: Tile, fill: Fill | None, slot: int | None = None) -> None:
+        """Have a tile updated; its slot, where one is given, was acquired before."""
+        kind = Kind.GRADIENT if fill is not None else Kind.RUN
+        self.send(kind, tile, fill, DTYPES.index(tile.dtype) << wire.OUT_SHIFT, slot)
+
+    def updated(self, device: Device, frame: Frame, take: Take) -> bool:
+        """Hand an answer's parameters on, if it has any (see `client.OnAnswer`)."""
+        if frame.kind is Kind.PARAMETERS:
+            tile = self.tile_of(device, frame.arg)
+            if frame.flags & wire.NOT_FINITE:
+                with self._lock:
+                    self.not_finite.append(tile)
+            assert device.slots is not None
+            take(tile, device.slots.up(frame.slot))
+        return False
 
 
 class OnHost(_Flow):

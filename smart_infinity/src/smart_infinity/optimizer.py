@@ -28,6 +28,7 @@ from smart_infinity.flow import Fill, NearStorage
 from smart_infinity.layout import BYTES, DEFAULT_TILE, DTYPES, Tile
 from smart_infinity.parameters import TYPES, Parameters
 from smart_infinity.shaper import Shaper
+from smart_infinity.speculation import Speculation
 
 _SKIP = 0xFFFF
 
@@ -52,9 +53,13 @@ class SmartOptimizer(torch.optim.Optimizer):
         max_norm: Clip gradients to this global norm, as `clip_grad_norm_` does.
         grad_dtype: Type gradients go down in; None: float32, for 16-bit parameters their own.
         moments: float32, bfloat16 or blocks8; of a new state.
+        speculate: With `offload="step"`: step tiles while the backward pass still runs, in the hope
+            that nothing is clipped or changed before `step()`; what was hoped in vain is taken
+            back, and the step is the same. It takes the room of the parameters once more.
         resume: True, False, or None for whichever it is (see `DeviceArray`). On resuming, the
             parameters are set to the state's.
-        accumulation_steps: With `offload="backward"`: how many backward passes make a step.
+        accumulation_steps: With `offload="backward"` or `speculate`: how many backward passes make
+            a step.
         tile, note_bytes: Of a new state.
         weights: Of a new state: each device's share of the parameters. None: equal shares;
             `"measured"`: by the devices' speeds, so that all are done at the same time however
@@ -82,6 +87,7 @@ class SmartOptimizer(torch.optim.Optimizer):
         max_norm: float | None = None,
         grad_dtype: str | None = None,
         moments: str = "float32",
+        speculate: bool = False,
         resume: bool | None = None,
         accumulation_steps: int = 1,
         tile: int = DEFAULT_TILE,
@@ -108,6 +114,9 @@ class SmartOptimizer(torch.optim.Optimizer):
         self.compressor = None if self.compress is None else Compressor(self.compress)
         if self.compress is not None and offload == "backward":
             raise UserError("compress with offload='backward': compress at step()")
+        if speculate and (self.compress is not None or offload == "backward"):
+            other = "compress" if self.compress is not None else "offload='backward'"
+            raise UserError(f"speculate with {other}: what went down cannot be sent again")
         self.offload, self.max_norm, self.grad_dtype = offload, max_norm, grad_dtype
         self.accumulation_steps = accumulation_steps
         super().__init__(params, kinds.merged(self.kind, hyperparameters))
@@ -122,6 +131,10 @@ class SmartOptimizer(torch.optim.Optimizer):
             raise UserError(
                 "offload='backward' on several ranks: gradients would go down before they are "
                 "averaged; use offload='step'"
+            )
+        if self.ranks is not None and speculate:
+            raise UserError(
+                "speculate on several ranks: gradients would go down before they are averaged"
             )
         self.array = DeviceArray(
             devices, self.parameters.described(), self.kind, momentum=momenta.pop(),
@@ -156,6 +169,7 @@ class SmartOptimizer(torch.optim.Optimizer):
             from smart_infinity.offload import Offload
 
             self._offload: Any = Offload(self)
+        self.speculation = Speculation(self) if speculate else None
 
     # ------------------------------------------------------------------ parameters
 
@@ -225,6 +239,7 @@ class SmartOptimizer(torch.optim.Optimizer):
             active = json.dumps([self.array.step, self._active]).encode()
             self.ranks.same("the step they are at or the gradients they have", zlib.crc32(active))
         if not any(self._active):
+            self._forget()
             return False
         clip = 1.0
         if self.max_norm is not None:
@@ -235,9 +250,17 @@ class SmartOptimizer(torch.optim.Optimizer):
         if self.compress is not None and self.compress.error_feedback and self._compresses():
             # What is left over is owed as it was clipped in its own step, not in a later one.
             self._scale, clip = clip, 1.0
-        self._begin(clip)
-        self._update(self._fill)
+        if self.speculation is not None and self.speculation.stands(self._plan(clip)):
+            self._update(self._fill, self.speculation.finish)
+        else:
+            self._begin(clip)
+            self._update(self._fill)
         return True
+
+    def _forget(self) -> None:
+        """Take back what was stepped ahead."""
+        if self.speculation is not None:
+            self.speculation.forget()
 
     def _compresses(self) -> bool:
         """Tell whether this step's gradients are compressed: there is a way to, and it is time."""
@@ -260,6 +283,12 @@ class SmartOptimizer(torch.optim.Optimizer):
 
     def _begin(self, clip: float) -> None:
         """Tell the devices what this step does to each parameter."""
+        body = self._plan(clip)
+        self._take_changes()
+        self._flow.begin(self.array.step + 1, body)
+
+    def _plan(self, clip: float) -> dict[str, Any]:
+        """Give STEP's body."""
         numbers: dict[tuple[int, int], int] = {}
         hyper_of = np.full(len(self.parameters), _SKIP, np.uint16)
         for i, active in enumerate(self._active):
@@ -272,15 +301,18 @@ class SmartOptimizer(torch.optim.Optimizer):
         if self.compress is not None and self.compress.momentum and self._compresses():
             for one in settings:  # what is sent is a momentum already
                 one.update(kinds.WITHOUT_MOMENTUM[self.kind.name])
-        body = plan(settings, [step for _, step in numbers], hyper_of, clip=clip)
-        self._take_changes()
-        self._flow.begin(self.array.step + 1, body)
+        return plan(settings, [step for _, step in numbers], hyper_of, clip=clip)
 
     def _take_changes(self) -> None:
         self._changes.take()
 
-    def _update(self, fill: Fill | None) -> None:
-        """Update all tiles that have a gradient; take everything back when something goes wrong."""
+    def _update(
+        self, fill: Fill | None, work: Callable[[Sequence[Tile]], None] | None = None
+    ) -> None:
+        """Update all tiles that have a gradient; take everything back when something goes wrong.
+
+        `work` does it in another way than all at once.
+        """
         active = [
             tile
             for tile in self.layout.tiles
@@ -288,7 +320,10 @@ class SmartOptimizer(torch.optim.Optimizer):
         ]
         try:
             with self.array.together():
-                self._flow.update(active, fill, self._take)
+                if work is not None:
+                    work(active)
+                else:
+                    self._flow.update(active, fill, self._take)
                 if self.array.failure is not None:
                     raise self.array.failure
                 if self._flow.not_finite:
@@ -405,6 +440,7 @@ class SmartOptimizer(torch.optim.Optimizer):
         self.array.check_usable()
         with self._one:
             self.array.settle()
+            self._forget()
             packed = super().state_dict() | {"state": portable.pack(self), "extra": self.extra}
         if self.ranks is not None and not self.ranks.sharded:
             packed["share"] = [self.ranks.rank, self.ranks.size]
@@ -422,6 +458,7 @@ class SmartOptimizer(torch.optim.Optimizer):
         self.array.check_usable()
         with self._one:
             self.array.settle()
+            self._forget()
             portable.unpack(self, state_dict)
             self.array.commit(max(self.steps, default=0), self._note(), wait=True)
             self._changes.settled()
