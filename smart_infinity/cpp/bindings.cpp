@@ -362,11 +362,15 @@ PYBIND11_MODULE(_core, module) {
   module.def(
       "check_settings", [](Kind kind, const Settings& settings) { hyper(kind, settings, 1, 1, 1); },
       arg("kind"), arg("settings"));
-  module.def("simd", [] { return kernels::active() == kernels::Level::avx2 ? "avx2" : "generic"; });
-  module.def("use_simd", [](const std::string& name) {
-    require(name == "avx2" || name == "generic", "SIMD level '" + name + "': use generic or avx2");
-    kernels::use(name == "avx2" ? kernels::Level::avx2 : kernels::Level::generic);
+  module.def("simd", [] { return kernels::name_of(kernels::active()); });
+  module.def("simd_levels", [] {
+    std::vector<std::string> names;
+    for (const kernels::Level level : kernels::kLevels) {
+      if (kernels::supported(level)) names.emplace_back(kernels::name_of(level));
+    }
+    return names;
   });
+  module.def("use_simd", [](const std::string& name) { kernels::use(kernels::level_named(name)); });
   module.def(
       "to_float",
       [](Dtype type, const py::buffer& values, const py::array& out) {

@@ -8,24 +8,38 @@
 namespace smart_infinity::kernels {
 namespace {
 
-const Table* table_of(Level level) { return level == Level::avx2 ? avx2_table() : generic_table(); }
+const Table* table_of(Level level) {
+  switch (level) {
+    case Level::avx512:
+      return avx512_table();
+    case Level::avx2:
+      return avx2_table();
+    case Level::generic:
+      break;
+  }
+  return generic_table();
+}
+
+void require_supported(Level level) {
+  if (supported(level)) return;
+  throw Error(ErrorKind::environment,
+              std::string("SMART_INFINITY_SIMD=") + name_of(level) +
+                  ", but this processor or this " + "build lacks " +
+                  (level == Level::avx512 ? "AVX-512F" : "AVX2, FMA or F16C"));
+}
 
 Level chosen_by_environment() {
   const char* name = std::getenv("SMART_INFINITY_SIMD");
   if (name == nullptr || *name == '\0') {
-    return supported(Level::avx2) ? Level::avx2 : Level::generic;
+    Level best = Level::generic;
+    for (const Level level : kLevels) {
+      if (supported(level)) best = level;
+    }
+    return best;
   }
-  if (std::strcmp(name, "generic") == 0) return Level::generic;
-  if (std::strcmp(name, "avx2") != 0) {
-    throw Error(ErrorKind::environment, std::string("SMART_INFINITY_SIMD=") + name +
-                                            " is unknown; use generic or avx2, or leave it unset");
-  }
-  if (!supported(Level::avx2)) {
-    throw Error(ErrorKind::environment,
-                "SMART_INFINITY_SIMD=avx2, but this processor or this build lacks AVX2, FMA or "
-                "F16C");
-  }
-  return Level::avx2;
+  const Level level = level_named(name);
+  require_supported(level);
+  return level;
 }
 
 // Chosen at the first call and not before main, so that a bad SMART_INFINITY_SIMD is an Error that
@@ -43,22 +57,42 @@ const Table& table() {
 
 }  // namespace
 
+const char* name_of(Level level) {
+  constexpr const char* kNames[] = {"generic", "avx2", "avx512"};
+  return kNames[static_cast<int>(level)];
+}
+
+Level level_named(const std::string& name) {
+  for (const Level level : kLevels) {
+    if (name == name_of(level)) return level;
+  }
+  throw Error(ErrorKind::environment,
+              "SMART_INFINITY_SIMD=" + name +
+                  " is unknown; use generic, avx2 or avx512, or leave it unset");
+}
+
 bool supported(Level level) {
   if (level == Level::generic) return true;
 #if defined(__x86_64__) && defined(__GNUC__)
-  return avx2_table() != nullptr && __builtin_cpu_supports("avx2") &&
-         __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = avx2_table() != nullptr && __builtin_cpu_supports("avx2") &&
+                    __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (level == Level::avx2) return avx2;
+  return avx2 && avx512_table() != nullptr && __builtin_cpu_supports("avx512f");
 #else
   return false;
 #endif
 }
 
-Level active() { return &table() == generic_table() ? Level::generic : Level::avx2; }
+Level active() {
+  const Table* chosen = &table();
+  for (const Level level : kLevels) {
+    if (supported(level) && table_of(level) == chosen) return level;
+  }
+  return Level::generic;
+}
 
 void use(Level level) {
-  if (!supported(level)) {
-    throw Error(ErrorKind::environment, "this processor or this build lacks AVX2, FMA or F16C");
-  }
+  require_supported(level);
   current.store(table_of(level), std::memory_order_relaxed);
 }
 

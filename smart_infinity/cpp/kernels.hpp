@@ -1,18 +1,24 @@
-// Optimizer updates, conversions and sums over arrays; one portable version and one for
-// AVX2+FMA+F16C, chosen at run time, with the same bits. SMART_INFINITY_SIMD=generic|avx2 overrides
-// the choice (an unknown or unsupported value is an Error of kind environment).
+// Optimizer updates, conversions and sums over arrays; a portable version, one for AVX2+FMA+F16C
+// and one for AVX-512F as well, chosen at run time, with the same bits.
+// SMART_INFINITY_SIMD=generic|avx2|avx512 overrides the choice (an unknown or unsupported value is
+// an Error of kind environment).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "hyper.hpp"
 #include "types.hpp"
 
 namespace smart_infinity::kernels {
 
-enum class Level : std::uint8_t { generic, avx2 };
+enum class Level : std::uint8_t { generic, avx2, avx512 };
+inline constexpr std::array kLevels{Level::generic, Level::avx2, Level::avx512};  // best last
 
+const char* name_of(Level level);
+Level level_named(const std::string& name);  // Error(environment) where there is none
 bool supported(Level level);
 Level active();
 // For tests: use this level from now on.
@@ -53,5 +59,6 @@ struct Table {
 };
 const Table* generic_table();
 const Table* avx2_table();
+const Table* avx512_table();
 
 }  // namespace smart_infinity::kernels

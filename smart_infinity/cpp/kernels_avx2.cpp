@@ -28,13 +28,6 @@ struct Eight {
   }
 };
 
-void update(Kind kind, const Hyper& hyper, Recipe recipe, std::size_t n, float* parameters,
-            const float* gradients, float* first, float* second) {
-  const std::size_t whole = n / Eight::kLanes * Eight::kLanes;
-  steps<Eight>(kind, hyper, recipe, 0, whole, parameters, gradients, first, second);
-  steps<One>(kind, hyper, recipe, whole, n, parameters, gradients, first, second);
-}
-
 // Eight at a time, the last ones through a buffer.
 template <class Convert>
 void eights(std::size_t n, const char* from, std::size_t from_bytes, char* to, std::size_t to_bytes,
@@ -150,7 +143,7 @@ std::size_t at_least(const float* values, std::size_t n, std::uint32_t least,
 }  // namespace avx2
 
 const Table* avx2_table() {
-  static constexpr Table table{.update = avx2::update,
+  static constexpr Table table{.update = avx2::update_by<avx2::Two<avx2::Eight>>,
                                .bf16_to_float = avx2::bf16_to_float,
                                .f16_to_float = avx2::f16_to_float,
                                .float_to_bf16 = avx2::float_to_bf16,

@@ -10,11 +10,6 @@ namespace {
 
 #include "recipes.inc"
 
-void update(Kind kind, const Hyper& hyper, Recipe recipe, std::size_t n, float* parameters,
-            const float* gradients, float* first, float* second) {
-  steps<One>(kind, hyper, recipe, 0, n, parameters, gradients, first, second);
-}
-
 template <float (*Convert)(std::uint16_t)>
 void halves_to_float(const void* values, std::size_t n, float* out) {
   for (std::size_t i = 0; i < n; ++i) {
@@ -53,7 +48,7 @@ std::size_t at_least(const float* values, std::size_t n, std::uint32_t least,
 }  // namespace generic
 
 const Table* generic_table() {
-  static constexpr Table table{.update = generic::update,
+  static constexpr Table table{.update = generic::update_by<generic::One>,
                                .bf16_to_float = generic::halves_to_float<bf16_to_float>,
                                .f16_to_float = generic::halves_to_float<f16_to_float>,
                                .float_to_bf16 = generic::float_to_halves<float_to_bf16>,

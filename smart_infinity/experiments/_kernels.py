@@ -26,7 +26,7 @@ Rate = Callable[[], float]  # measures once, and gives things a second
 
 @contextlib.contextmanager
 def level(name: str) -> Iterator[None]:
-    """Compute at a level: avx2 or generic."""
+    """Compute at a level: one of `_core.simd_levels()`."""
     before = _core.simd()
     _core.use_simd(name)
     try:

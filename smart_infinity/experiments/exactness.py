@@ -62,6 +62,7 @@ def run(context: Context) -> Summary:
         "levels": sorted({setup.level for setup in setups}),
         "by_case": by_case,
         "by_level": by_level,
+        "at_every_level": sum(found for found in by_level.values() if found is not None),
         "by_tool": tools,
     }
     columns = ["case", "level", "devices", "tile", "numbers compared", "parameters that differ",
@@ -85,13 +86,14 @@ EXPERIMENT = Experiment(
     scales={
         "smoke": {
             "cases": ["adamw", "adam", "adagrad", "sgd-momentum"], "sizes": SIZES, "steps": 10,
-            "setups": [["avx2", 1, 1024], ["generic", 3, 2048], ["opencl", 2, 4096]],
+            "setups": [["avx512", 2, 1024], ["avx2", 1, 1024], ["generic", 3, 2048],
+                       ["opencl", 2, 4096]],
             "tool_devices": 2, "tool_steps": 6,
         },
         "small": {
             "cases": "all", "sizes": [*SIZES, (1 << 20) + 3], "steps": 100,
-            "setups": [["avx2", 1, 1 << 18], ["generic", 2, 1 << 16], ["opencl", 2, 1 << 17],
-                       ["avx2", 4, 1 << 14]],
+            "setups": [["avx512", 3, 1 << 15], ["avx2", 1, 1 << 18], ["generic", 2, 1 << 16],
+                       ["opencl", 2, 1 << 17], ["avx2", 4, 1 << 14]],
             "tool_devices": 3, "tool_steps": 20,
         },
     },

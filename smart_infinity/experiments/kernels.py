@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shorthaul import stats
-from shorthaul.errors import EnvironmentLack
 from shorthaul.experiments import Context, Experiment, Figure, Series, Summary, Table
 
+from smart_infinity import _core
 from smart_infinity.experiments import _kernels
 from smart_infinity.experiments._kernels import UPDATE_BYTES, Data, Tiles, TopKs
 from smart_infinity.rates import RawDisk
@@ -38,14 +38,8 @@ PAPER = {"update": 8.2, "decompress and update": 2.9, "media read": 3.2, "media 
 
 
 def _levels() -> list[str]:
-    found = []
-    for name in ("avx2", "generic"):
-        try:
-            with _kernels.level(name):
-                found.append(name)
-        except EnvironmentLack:
-            pass
-    return found
+    """Give the levels this processor has, best first."""
+    return _core.simd_levels()[::-1]
 
 
 def _by_turns(

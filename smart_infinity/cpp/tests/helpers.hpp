@@ -38,7 +38,7 @@ inline std::vector<float> normals(std::size_t n, unsigned seed, float scale = 1)
 template <class Check>
 void at_every_level(Check&& check) {
   const kernels::Level before = kernels::active();
-  for (const kernels::Level level : {kernels::Level::generic, kernels::Level::avx2}) {
+  for (const kernels::Level level : kernels::kLevels) {
     if (!kernels::supported(level)) continue;
     kernels::use(level);
     check();

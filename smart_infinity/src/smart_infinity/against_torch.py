@@ -54,7 +54,7 @@ CASES = {
 }
 
 
-LEVELS = ("avx2", "generic", "opencl")
+LEVELS = ("avx512", "avx2", "generic", "opencl")
 
 
 @dataclass(frozen=True)
