@@ -1,12 +1,17 @@
 """The optimizer's phase beside DeepSpeed's NVMe offload, on one disk, by turns.
 
 Everyone trains the same model on the same batches in a process of its own, with AdamW in float32
-and gradients clipped; a raw test of the disk with what ours moves takes its turn too. DeepSpeed has
-the settings that a short search before finds best for it; ours has its defaults. Its phase is its
-`engine.step()`, which syncs nothing. Ours is given twice: until `step()` returns, with parameters
-new, as DeepSpeed's does; and until the step is durable, which a training loop waits for only where
-its next forward and backward pass are shorter than that. Bytes are the kernel's count, of the
-backward pass and the step: DeepSpeed writes gradients in both.
+and gradients clipped to a norm that they rarely reach, as in training past its beginning; a raw
+test of the disk with what ours moves takes its turn too. DeepSpeed has the settings that a short
+search before finds best for it; ours has its defaults, and `speculate=True` in a turn of its own.
+Its phase is its `engine.step()`, which syncs nothing. Ours is given twice: until `step()` returns,
+with parameters new, as DeepSpeed's does; and until the step is durable, which a training loop waits
+for only where its next forward and backward pass are shorter than that.
+
+Who works in the backward pass has a short step for it. So the same model's forward and backward
+pass with no optimizer takes its turn as well, and of everyone it is said what an iteration, until
+it is durable, takes beyond that. Bytes are the kernel's count, of the backward pass and the step:
+DeepSpeed writes gradients in both.
 """
 
 from __future__ import annotations
@@ -25,14 +30,15 @@ from shorthaul.experiments import Context, Experiment, Figure, Series, Summary, 
 
 from smart_infinity.deepspeed_environment import Environment
 from smart_infinity.duel import Driver
-from smart_infinity.experiments._deepspeed import MAX_NORM, NVME, OPTIMIZER, environment
+from smart_infinity.experiments._deepspeed import NVME, OPTIMIZER, environment
 from smart_infinity.rates import RawDisk
 
 _log = logs.get(__name__)
 
-OURS, BF16, RAW = "ours", "ours, moments in bfloat16", "raw disk"
+OURS, AHEAD, BF16 = "ours", "ours, ahead of the step", "ours, moments in bfloat16"
+RAW, BARE = "raw disk", "no optimizer"
 PIPELINED, PLAIN, INSIDE = "DeepSpeed, pipelined", "DeepSpeed", "ours in DeepSpeed"
-KEYS = {OURS: "ours", BF16: "ours_bfloat16", PIPELINED: "pipelined", PLAIN: "plain",
+KEYS = {OURS: "ours", AHEAD: "ahead", BF16: "ours_bfloat16", PIPELINED: "pipelined", PLAIN: "plain",
         INSIDE: "inside"}  # fmt: skip
 MIB = 2**20
 _WHOLE = 1_000_000_000  # DeepSpeed's default: one subgroup
@@ -46,12 +52,13 @@ class _Contestant:
         layers: int,
     ) -> None:  # fmt: skip
         s = context.settings
-        side = "smart" if there is None else "deepspeed"
+        side = "bare" if name == BARE else "smart" if there is None else "deepspeed"
         self.driver = Driver(side, there, threads=s["threads"])
         try:
             opened = self.driver.open(
-                model={**s["model"], "layers": layers}, vocabulary=s["vocabulary"], batch=1,
-                seed=context.seed, optimizer=OPTIMIZER, max_norm=MAX_NORM, settings=settings,
+                model={**s["model"], "layers": layers}, vocabulary=s["vocabulary"],
+                batch=s["batch"], seed=context.seed, optimizer=OPTIMIZER, max_norm=s["max_norm"],
+                settings=settings,
             )  # fmt: skip
         except BaseException:
             self.driver.__exit__()
@@ -131,8 +138,10 @@ def _settings(
     """Give what makes each contestant's settings, with new folders; and those DeepSpeed has."""
     made: dict[str, Callable[[], dict[str, Any]]] = {
         OURS: lambda: {"devices": [_folder(context, OURS)]},
+        AHEAD: lambda: {"devices": [_folder(context, AHEAD)], "speculate": True},
         BF16: lambda: {"devices": [_folder(context, BF16)], "moments": "bfloat16"},
     }
+    made[BARE] = dict
     tuned: dict[str, Any] = {}
     if there is not None:
         chosen = {"sub_group_size": context.settings["sub_group_size"], **NVME}
@@ -194,7 +203,7 @@ def _seating(
             params = one.params
         taken = stats.interleave(turns, s["rounds"], warmup=1)
     for name in made:
-        shutil.rmtree(_folder(context, name))
+        shutil.rmtree(_folder(context, name), ignore_errors=True)
     for name, rounds in taken.items():
         context.run.metric(seating=number, contestant=name, rounds=rounds)
     return taken, params
@@ -212,14 +221,15 @@ def run(context: Context) -> Summary:
         taken, params = _seating(context, there, made, number)
         for name, found in taken.items():
             rounds[name] += found
-    metrics = _metrics(rounds, params, list(made))
+    metrics = _metrics(rounds, params, [name for name in made if name != BARE])
     metrics["settings"] = tuned
     metrics["absent"] = [] if there else ["deepspeed"]
     if there is None:
         notes.append("Ours and the raw disk were measured all the same.")
     notes.append(
-        f"{params:,} parameters in float32, batch of one window of {s['model']['context']} tokens, "
-        f"clipped to {MAX_NORM:g}, {s['threads']} threads; {s['seatings']} seatings with new "
+        f"{params:,} parameters in float32, batches of {s['batch']} windows of "
+        f"{s['model']['context']} tokens, "
+        f"clipped to {s['max_norm']:g}, {s['threads']} threads; {s['seatings']} seatings with new "
         f"files, in each {s['rounds']} rounds after one that is not counted."
     )
     seconds = [one["total_s"] for one in rounds[OURS]]
@@ -237,10 +247,15 @@ def _metrics(
     def over(name: str, key: str = "total_s") -> dict[str, float]:
         return stats.paired_ratio(of(name, key), of(OURS, key))
 
-    def over_call(name: str) -> dict[str, float]:
-        return stats.paired_ratio(of(name, "call_s"), of(OURS, "call_s"))
+    def over_call(name: str, one: str = OURS) -> dict[str, float]:
+        return stats.paired_ratio(of(name, "call_s"), of(one, "call_s"))
 
-    theirs = [name for name in names if name not in (OURS, BF16)]
+    # What an iteration takes beyond its forward and backward pass.
+    added = {
+        name: [a - b for a, b in zip(of(name, "iteration_s"), of(BARE, "iteration_s"), strict=True)]
+        for name in names
+    }
+    theirs = [name for name in names if name not in (OURS, AHEAD, BF16)]
     # A step of 24 bytes a parameter against the disk's own time for as many: with bfloat16 16.
     sustained = {
         OURS: stats.paired_ratio(of(RAW, "total_s"), of(OURS, "total_s")),
@@ -259,6 +274,15 @@ def _metrics(
         "over": {KEYS[name]: over(name) for name in theirs},
         "call_over": {KEYS[name]: over_call(name) for name in theirs},
         "iteration_over": {KEYS[name]: over(name, "iteration_s") for name in theirs},
+        "bare_s": stats.median(of(BARE, "iteration_s")),
+        "added_s": {KEYS[name]: stats.median(added[name]) for name in names},
+        "added_over": {
+            KEYS[name]: stats.paired_ratio(added[name], added[OURS]) for name in theirs
+        },
+        "added_over_ahead": {
+            KEYS[name]: stats.paired_ratio(added[name], added[AHEAD]) for name in theirs
+        },
+        "call_over_ahead": {KEYS[name]: over_call(name, AHEAD) for name in theirs},
         "float32_over_bfloat16": stats.paired_ratio(of(OURS, "total_s"), of(BF16, "total_s")),
         "of_raw": {KEYS[name]: ratio for name, ratio in sustained.items()},
         "raw_mb_per_s": stats.median(of(RAW, "rate")) / 1e6,
@@ -283,7 +307,7 @@ def _metrics(
         },
     }  # fmt: skip
     if theirs:
-        for ratio in ("over", "call_over"):
+        for ratio in ("over", "call_over", "call_over_ahead", "added_over", "added_over_ahead"):
             both = [metrics[ratio][KEYS[name]]["median"] for name in (PIPELINED, PLAIN)]
             metrics[f"least_{ratio}"] = min(both)
         metrics["float32_losses_apart"] = max(metrics["losses_apart"][KEYS[n]] for n in theirs)
@@ -299,7 +323,9 @@ def _figures(metrics: dict[str, Any]) -> list[Figure]:
             "phase", "Optimizer phase on one disk, by turns", "bars", x, "", "seconds",
             [Series("until step() returns", [metrics["call_s"][key] for key in names]),
              Series("until all is durable (DeepSpeed: the same, it syncs nothing)",
-                    [metrics["seconds"][key] for key in names])],
+                    [metrics["seconds"][key] for key in names]),
+             Series("an iteration, beyond its forward and backward pass",
+                    [metrics["added_s"][key] for key in names])],
         ),
         Figure(
             "media", "What a training step moves to and from the disk", "stacked", x, "",
@@ -325,15 +351,18 @@ def _tables(
             name, round(metrics["call_s"][key], 3), call_over or "",
             round(metrics["seconds"][key], 3), over or "",
             round(metrics["params_per_s"][key] / 1e6, 1),
-            round(metrics["iteration_s"][key], 3), round(media["read"], 2),
+            round(metrics["iteration_s"][key], 3), round(metrics["added_s"][key], 3),
+            round(media["read"], 2),
             round(media["write"], 2), round(peak["host"]), round(peak["devices"]),
         ])  # fmt: skip
     raw = stats.median([one["total_s"] for one in rounds[RAW]])
     rate = round(metrics["params"] / raw / 1e6, 1)
-    rows.append([f"{RAW}, 12 + 12 bytes", "", "", round(raw, 3), "", rate, "", 12, 12, "", ""])
+    rows.append([f"{RAW}, 12 + 12 bytes", "", "", round(raw, 3), "", rate, "", "", 12, 12, "", ""])
+    rows.append([BARE, "", "", "", "", "", round(metrics["bare_s"], 3), "", "", "", "", ""])
     columns = ["", "step() returns after, s", "over ours", "durable after, s",
                "over ours, durable", "million parameters a second, durable",
-               "with forward and backward, s", "read, B/param", "written, B/param",
+               "with forward and backward, s", "of these beyond them, s", "read, B/param",
+               "written, B/param",
                "peak memory of the host, MiB", "of devices, MiB"]  # fmt: skip
     tables = [Table("duel", "Optimizer phase and what it moves", columns, rows)]
     tried = [one for found in tuned.values() for one in found["tried"]]
@@ -346,7 +375,7 @@ def _tables(
     return tables
 
 
-_COMMON = {"threads": 2, "make_environment": False}
+_COMMON = {"threads": 2, "make_environment": False, "max_norm": 100.0}
 EXPERIMENT = Experiment(
     id="deepspeed_duel",
     title="Optimizer phase beside DeepSpeed's NVMe offload, pipelined and not",
@@ -356,20 +385,21 @@ EXPERIMENT = Experiment(
         "smoke": {
             **_COMMON, "model": {"family": "gpt2", "layers": 2, "width": 256, "heads": 4,
                                  "context": 32},
-            "vocabulary": 2048, "seatings": 1, "rounds": 4, "sub_group_size": 500_000, "tune": {},
-            "tune_plain": [], "tune_layers": 2, "tune_steps": 1,
+            "vocabulary": 2048, "batch": 1, "seatings": 1, "rounds": 4,
+            "sub_group_size": 500_000, "tune": {}, "tune_plain": [], "tune_layers": 2,
+            "tune_steps": 1,
         },
         "small": {
             **_COMMON, "model": {"family": "gpt2", "layers": 9, "width": 768, "heads": 12,
                                  "context": 32},
-            "vocabulary": 8192, "seatings": 4, "rounds": 2, "sub_group_size": 4_000_000,
+            "vocabulary": 8192, "batch": 8, "seatings": 4, "rounds": 2, "sub_group_size": 4_000_000,
             "tune": {"sub_group_size": [4_000_000, 16_000_000], "intra_op_parallelism": [2],
                      "block_size": [8 << 20]},
             "tune_plain": ["sub_group_size"], "tune_layers": 3, "tune_steps": 2,
             "make_environment": True,
         },
     },
-    minutes={"smoke": 0.3, "small": 10},
+    minutes={"smoke": 0.3, "small": 13},
     gigabytes={"smoke": 0.3, "small": 10},
     needs={"small": "libaio-dev and a C++ compiler, and the first time about 12 minutes more for "
                     "DeepSpeed's operators"},

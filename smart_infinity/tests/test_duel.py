@@ -132,19 +132,26 @@ def test_ratios_are_of_rounds_side_by_side() -> None:
     raw = [{"total_s": seconds, "rate": 24e6 / seconds} for seconds in (0.9, 1.8, 0.9)]
     taken = {
         deepspeed_duel.OURS: rounds(1.0, 24.0), deepspeed_duel.BF16: rounds(0.75, 16.0, 5.1),
+        deepspeed_duel.AHEAD: rounds(0.5, 24.0),
+        deepspeed_duel.BARE: [{"iteration_s": slow * 0.9} for slow in (1, 2, 1)],
         deepspeed_duel.PIPELINED: rounds(2.0, 32.0, 5.001),
         deepspeed_duel.PLAIN: rounds(3.0, 32.0), deepspeed_duel.RAW: raw,
     }  # fmt: skip
-    names = [name for name in taken if name != deepspeed_duel.RAW]
+    names = [name for name in taken if name not in (deepspeed_duel.RAW, deepspeed_duel.BARE)]
     found = deepspeed_duel._metrics(taken, 1_000_000, names)
     assert found["over"]["pipelined"] == {"median": 2.0, "low": 2.0, "high": 2.0}
     assert found["least_over"] == 2.0
     assert found["call_over"]["pipelined"]["median"] == pytest.approx(1.8 / 0.8)
     assert found["least_call_over"] == pytest.approx(1.8 / 0.8)
+    assert found["least_call_over_ahead"] == pytest.approx(1.8 / 0.3)
+    assert found["added_s"]["ahead"] == pytest.approx(0.6)
+    assert found["added_over_ahead"]["pipelined"]["median"] == pytest.approx(2.1 / 0.6)
+    assert found["least_added_over"] == pytest.approx(2.1 / 1.1)
     assert found["iteration_over"]["plain"]["median"] == 2.0
     assert found["of_raw"]["ours"]["median"] == pytest.approx(0.9)
     assert found["of_raw"]["ours_bfloat16"]["median"] == pytest.approx(0.8)
     assert found["media_bytes_per_param"]["plain"]["total"] == 32.0
     assert found["float32_losses_apart"] == pytest.approx(0.001)
-    alone = {name: taken[name] for name in (*names[:2], deepspeed_duel.RAW)}
-    assert "least_over" not in deepspeed_duel._metrics(alone, 1_000_000, names[:2])
+    ours = names[:3]
+    alone = {name: taken[name] for name in (*ours, deepspeed_duel.RAW, deepspeed_duel.BARE)}
+    assert "least_over" not in deepspeed_duel._metrics(alone, 1_000_000, ours)

@@ -166,7 +166,8 @@ def test_accumulation(smart: Make) -> None:
             optimizer.step()
         ours.flush()
     assert differing_bits(list(mine.parameters()), list(reference.parameters())) == 0
-    assert ours.speculation is not None and ours.speculation.kept == STEPS - 1
+    assert ours.speculation is not None
+    assert ours.speculation.kept == STEPS - 1
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(smart: Make) -> None:

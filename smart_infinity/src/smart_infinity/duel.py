@@ -1,7 +1,8 @@
 """Two sides that train the same model, each in a process of its own, driven by lines of JSON.
 
-`smart`: a torch loop with `SmartOptimizer`. `deepspeed`: its engine, ZeRO-3, in its own environment
-(see `deepspeed_environment`). `duel_sides` is what they do, `duel_process` what they run.
+`smart`: a torch loop with `SmartOptimizer`; `bare`: without any. `deepspeed`: its engine, ZeRO-3,
+in its own environment (see `deepspeed_environment`). `duel_sides` is what they do, `duel_process`
+what they run.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Driver(contextlib.AbstractContextManager["Driver"]):
     """A side in a process of its own.
 
     Args:
-        name: smart or deepspeed.
-        environment: DeepSpeed's; None runs here, for `smart`.
+        name: smart, bare or deepspeed.
+        environment: DeepSpeed's; None runs here, for the others.
         threads: Of OpenMP.
     """
 

@@ -48,7 +48,7 @@ def _peak_rss(pids: Sequence[int]) -> int:
 
 
 class Process:
-    """Answers requests about one side, `smart` or `deepspeed`."""
+    """Answers requests about one side, see `duel_sides`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -121,7 +121,7 @@ def kernels(elements: int, rounds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     param = torch.randn(elements).requires_grad_()
-    param.grad = torch.randn(elements) * 1e-2
+    param.grad = gradient = torch.randn(elements) * 1e-2
     moments = [torch.zeros(elements), torch.zeros(elements)]
     mine = [one.detach().clone() for one in (param, *moments)]
     optimizer = DeepSpeedCPUAdam([param], lr=1e-3, weight_decay=0.01, adamw_mode=True)
@@ -132,7 +132,7 @@ def kernels(elements: int, rounds: int) -> dict[str, Any]:
     def step(turn: int, arrays: list[torch.Tensor]) -> None:
         parameters, first, second = (one.numpy() for one in arrays)
         _core.update(
-            _core.Kind.adamw, settings, turn, 1.0, 1.0, False, parameters, param.grad.numpy(),
+            _core.Kind.adamw, settings, turn, 1.0, 1.0, False, parameters, gradient.numpy(),
             first, second,
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The sides of a duel: who trains the model, and how its optimizer is set up.
 
-`Smart` is a torch loop with `SmartOptimizer`; `DeepSpeed` its engine, ZeRO-3, with the optimizer
-offloaded to NVMe or to the CPU, or with torch's or our optimizer given to it.
+`Smart` is a torch loop with `SmartOptimizer`, `Bare` one without; `DeepSpeed` its engine, ZeRO-3,
+with the optimizer offloaded to NVMe or to the CPU, or with torch's or our optimizer given to it.
 """
 
 from __future__ import annotations
@@ -70,13 +70,9 @@ class Smart:
 
     def train(self, windows: Any) -> tuple[float, float]:
         """See `Side`."""
-        from smart_infinity import models
-
         begin = time.perf_counter()
         self.optimizer.zero_grad()
-        loss = models.loss(self.model, self.config, windows, 0)
-        loss.backward()
-        return float(loss.detach()), time.perf_counter() - begin
+        return _pass(self.model, self.config, windows), time.perf_counter() - begin
 
     def step(self) -> dict[str, float]:
         """From complete `.grad` until the step is committed on all devices."""
@@ -106,6 +102,44 @@ class Smart:
     def close(self) -> None:
         """See `Side`."""
         self.optimizer.close()
+
+
+class Bare:
+    """Forward and backward pass with nothing to step: what is left are an optimizer's seconds."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        from smart_infinity import models
+
+        self.config = models.ModelConfig(**given["model"])
+        self.model = models.build(self.config, given["vocabulary"], given["seed"])
+        self.opening_s = 0.0
+
+    def train(self, windows: Any) -> tuple[float, float]:
+        """See `Side`."""
+        begin = time.perf_counter()
+        self.model.zero_grad()
+        return _pass(self.model, self.config, windows), time.perf_counter() - begin
+
+    def step(self) -> dict[str, float]:
+        """Nothing."""
+        return {"total_s": 0.0, "update_s": 0.0, "durable_s": 0.0}
+
+    def digest(self) -> dict[str, Any]:
+        """See `Side`."""
+        return {"parameters": _sum(self.model.parameters())}
+
+    def save(self, folder: str) -> None:
+        """There is nothing to save."""
+
+    def load(self, folder: str) -> None:
+        """There is nothing to load."""
+
+    def pids(self) -> list[int]:
+        """See `Side`."""
+        return []
+
+    def close(self) -> None:
+        """See `Side`."""
 
 
 class DeepSpeed:
@@ -204,7 +238,18 @@ class DeepSpeed:
         self.engine.destroy()
 
 
-SIDES: dict[str, type[Smart] | type[DeepSpeed]] = {"smart": Smart, "deepspeed": DeepSpeed}
+SIDES: dict[str, type[Smart] | type[DeepSpeed] | type[Bare]] = {
+    "smart": Smart, "deepspeed": DeepSpeed, "bare": Bare
+}  # fmt: skip
+
+
+def _pass(model: Any, config: Any, windows: Any) -> float:
+    """Forward and backward pass of a torch model; give the loss."""
+    from smart_infinity import models
+
+    loss = models.loss(model, config, windows, 0)
+    loss.backward()
+    return float(loss.detach())
 
 
 def _config(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-
 from shorthaul import logs
 
 from smart_infinity.layout import BYTES, Tile
@@ -168,18 +167,19 @@ class Speculation:
         """
         optimizer = self.optimizer
         active, tensors = optimizer._active, optimizer.parameters.tensors
-        whole = body["clip"] == 1.0 and all(
-            (passes == optimizer.accumulation_steps and mark == _mark(param.grad))
-            if has
-            else passes == 0
-            for passes, has, mark, param in zip(
-                self._passes, active, self._marks, tensors, strict=True
-            )
-        )
-        if whole and body == self._begun and not self._broken and not optimizer._changes.any():
+
+        def as_it_was(i: int) -> bool:
+            gradient = tensors[i].grad
+            if gradient is None or not active[i]:
+                return self._passes[i] == 0
+            whole = self._passes[i] == optimizer.accumulation_steps
+            return whole and self._marks[i] == _mark(gradient)
+
+        good = body["clip"] == 1.0 and all(as_it_was(i) for i in range(len(tensors)))
+        if good and body == self._begun and not self._broken and not optimizer._changes.any():
             return True
         self.forget()
-        self._last = list(active) if whole and self._pause == 0 else []
+        self._last = list(active) if good and self._pause == 0 else []
         self._pause = max(self._pause - 1, 0)
         self._reset()
         return False
