@@ -246,6 +246,12 @@ TOOLS = {
     "gradients that wait on disk": _Tool(
         {"offload": "backward", "options": DeviceOptions(landing_bytes=0)}
     ),
+    "tiles stepped ahead, in backward": _Tool({"speculate": True}),
+    "tiles stepped ahead, and taken back where clipped": _Tool(
+        {"max_norm": 0.2, "speculate": True, "accumulation_steps": 3},
+        {"passes": 3},
+        {"max_norm": 0.2},
+    ),
     "GradScaler with an overflow": _Tool(train={"overflow_at": 3}),
     "some gradients absent": _Tool(train={"absent": True}),
 }

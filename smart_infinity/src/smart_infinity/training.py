@@ -75,6 +75,7 @@ class StateConfig:
     moments: str = "float32"
     tile: int = 1 << 18
     offload: str = "step"
+    speculate: bool = False
     compress: str = "none"
     values: str = "float32"
     error_feedback: bool = True
@@ -149,7 +150,8 @@ def optimizer_for(
     return SmartOptimizer(
         model.named_parameters(), devices=devices, optimizer=s.optimizer, moments=s.moments,
         tile=s.tile, offload=s.offload, compress=compress, max_norm=t.max_norm or None,
-        accumulation_steps=t.accumulate, **_hyperparameters(config), **options,
+        speculate=s.speculate, accumulation_steps=t.accumulate, **_hyperparameters(config),
+        **options,
     )  # fmt: skip
 
 
