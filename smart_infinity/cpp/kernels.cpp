@@ -129,6 +129,21 @@ void from_float(Dtype type, const float* values, std::size_t n, void* out) {
   }
 }
 
+void roll_to_bf16(const float* values, std::size_t n, std::uint32_t seed, std::uint32_t first,
+                  void* out) {
+  table().roll_to_bf16(values, n, seed, first, out);
+}
+
+void decode_block(bool with_signs, const std::byte* codes, float scale, float* out) {
+  table().decode_block[with_signs](reinterpret_cast<const unsigned char*>(codes), scale, out);
+}
+
+float encode_block(bool with_signs, const float* values, std::uint32_t seed, std::uint32_t first,
+                   std::byte* codes) {
+  return table().encode_block[with_signs](values, seed, first,
+                                          reinterpret_cast<unsigned char*>(codes));
+}
+
 bool finite(const float* values, std::size_t n) { return table().finite(values, n); }
 
 std::size_t at_least(const float* values, std::size_t n, std::uint32_t least,

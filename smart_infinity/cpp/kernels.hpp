@@ -38,6 +38,15 @@ void update(Kind kind, const Hyper& hyper, Recipe recipe, std::size_t n, float* 
 void to_float(Dtype type, const void* values, std::size_t n, float* out);
 void from_float(Dtype type, const float* values, std::size_t n, void* out);
 
+// float32 to bfloat16, rounded up or down by dice, see dice.hpp.
+void roll_to_bf16(const float* values, std::size_t n, std::uint32_t seed, std::uint32_t first,
+                  void* out);
+
+// A block of 8-bit moments, with signs or without; see blocks.hpp. Encoding gives the scale.
+void decode_block(bool with_signs, const std::byte* codes, float scale, float* out);
+float encode_block(bool with_signs, const float* values, std::uint32_t seed, std::uint32_t first,
+                   std::byte* codes);
+
 // Whether all are finite.
 bool finite(const float* values, std::size_t n);
 
@@ -54,6 +63,9 @@ struct Table {
   void (*f16_to_float)(const void*, std::size_t, float*);
   void (*float_to_bf16)(const float*, std::size_t, void*);
   void (*float_to_f16)(const float*, std::size_t, void*);
+  void (*roll_to_bf16)(const float*, std::size_t, std::uint32_t, std::uint32_t, void*);
+  void (*decode_block[2])(const unsigned char*, float, float*);  // by whether there are signs
+  float (*encode_block[2])(const float*, std::uint32_t, std::uint32_t, unsigned char*);
   bool (*finite)(const float*, std::size_t);
   std::size_t (*at_least)(const float*, std::size_t, std::uint32_t, std::uint32_t*);
 };

@@ -1,5 +1,7 @@
 // The one file compiled with -mavx2 -mfma -mf16c. What it takes from other files is declarations,
 // or in its own anonymous namespace: see recipes.inc.
+#include "blocks.hpp"
+#include "dice.hpp"
 #include "kernels.hpp"
 
 #if defined(__x86_64__) && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -148,6 +150,9 @@ const Table* avx2_table() {
                                .f16_to_float = avx2::f16_to_float,
                                .float_to_bf16 = avx2::float_to_bf16,
                                .float_to_f16 = avx2::float_to_f16,
+                               .roll_to_bf16 = dice::float_to_bf16,
+                               .decode_block = {blocks::decode<false>, blocks::decode<true>},
+                               .encode_block = {blocks::encode<false>, blocks::encode<true>},
                                .finite = avx2::finite,
                                .at_least = avx2::at_least};
   return &table;

@@ -1,6 +1,8 @@
 #include <bit>
 #include <cstring>
 
+#include "blocks.hpp"
+#include "dice.hpp"
 #include "half.hpp"
 #include "kernels.hpp"
 
@@ -53,6 +55,9 @@ const Table* generic_table() {
                                .f16_to_float = generic::halves_to_float<f16_to_float>,
                                .float_to_bf16 = generic::float_to_halves<float_to_bf16>,
                                .float_to_f16 = generic::float_to_halves<float_to_f16>,
+                               .roll_to_bf16 = dice::float_to_bf16,
+                               .decode_block = {blocks::decode<false>, blocks::decode<true>},
+                               .encode_block = {blocks::encode<false>, blocks::encode<true>},
                                .finite = generic::finite,
                                .at_least = generic::at_least};
   return &table;

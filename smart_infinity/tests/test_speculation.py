@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -212,6 +214,28 @@ def test_a_device_that_dies_in_the_backward_pass_is_named(smart: Make) -> None:
     again = net()
     smart(again.parameters(), lr=1e-2)
     assert differing_bits(before, list(again.parameters())) == 0
+
+
+@pytest.mark.parametrize("options", [{"speculate": True}, {"offload": "backward"}])
+def test_a_forked_process_sends_nothing(options: dict[str, Any], smart: Make) -> None:
+    model = net()
+    optimizer = smart(model.parameters(), lr=1e-2, **options)
+    for step in range(2):
+        optimizer.zero_grad()
+        backward(model, step)
+        optimizer.step()
+        optimizer.flush()
+    def received() -> dict[str, Any]:
+        counts = optimizer.array.counts()[0]["device"]["received"]
+        return {kind: count for kind, count in counts.items() if kind != "stats"}
+
+    before = received()
+    if os.fork() == 0:
+        with contextlib.suppress(Exception):
+            backward(model, 2)
+        os._exit(0)
+    os.wait()
+    assert received() == before
 
 
 @pytest.mark.parametrize("other", [{"compress": "topk:0.1"}, {"offload": "backward"}])

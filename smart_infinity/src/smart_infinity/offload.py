@@ -77,6 +77,7 @@ class Offload:
 
     def _land(self, tile: Tile) -> None:
         """Send a tile's gradient, to be kept."""
+        self.optimizer.array.check_usable()
         staged, _ = self.staged.pop(id(tile))
 
         def fill(tile: Tile, area: memoryview) -> tuple[int, int]:

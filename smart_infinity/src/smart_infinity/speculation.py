@@ -124,6 +124,7 @@ class Speculation:
     def _send(self) -> None:
         """Send what is complete, as far as nobody has to wait for it."""
         optimizer = self.optimizer
+        optimizer.array.check_usable()
         if self._begun is None:
             if optimizer.array.settling:
                 return
@@ -195,8 +196,9 @@ class Speculation:
             optimizer._flow.update(list(self._ready), optimizer._fill, optimizer._take)
             while self._came:
                 self._hand_over()
-            self.kept += 1
-            self._next_pause = 1
+            if optimizer.array.failure is None and not optimizer._flow.not_finite:
+                self.kept += 1
+                self._next_pause = 1
         finally:
             self._reset()
 
