@@ -98,16 +98,17 @@ def _forward(context: Context) -> list[dict[str, float]]:
     with SmartOptimizer(
         net.parameters(), devices=folders, lr=1e-4, tile=s["tile"], options=options
     ) as optimizer:
-        for step in range(s["forwards"] + 1):
-            generator = torch.Generator().manual_seed(step)
-            x = torch.randn(4, width, generator=generator)
+        generator = torch.Generator().manual_seed(context.seed)
+        batches = torch.randn(s["forwards"] + 1, 4, width, generator=generator)
+        for x in batches:  # as a loader has the next one ready
             pending.append(optimizer.array.settling)
             began.append(time.perf_counter())
             out = net(x)
             ended.append(time.perf_counter())
+            # Not before the forward pass: to free the gradients takes longer than the last writes.
+            optimizer.zero_grad()
             out.square().mean().backward()
             optimizer.step()
-            optimizer.zero_grad()
         counted = optimizer.array.counts(trace=True)
     spans = [span for one in counted for span in one["device"]["trace"]]
     for folder in folders:

@@ -225,6 +225,7 @@ def test_a_forked_process_sends_nothing(options: dict[str, Any], smart: Make) ->
         backward(model, step)
         optimizer.step()
         optimizer.flush()
+
     def received() -> dict[str, Any]:
         counts = optimizer.array.counts()[0]["device"]["received"]
         return {kind: count for kind, count in counts.items() if kind != "stats"}

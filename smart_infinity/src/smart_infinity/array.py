@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,7 +91,10 @@ class DeviceArray:
         self.kind, self.momentum, self.ranks = kind, momentum, ranks
         self.options = _each(options, len(addresses))
         self.devices: list[Device] = []
+        self._commits: queue.SimpleQueue[tuple[Callable[[], None], threading.Event] | None]
+        self._commits = queue.SimpleQueue()
         self._committer: threading.Thread | None = None
+        self._committed: threading.Event | None = None  # of the last step, until it is looked at
         self._commit_error: BaseException | None = None
         self._owner = os.getpid()
         self._closed = False
@@ -361,8 +366,12 @@ class DeviceArray:
                 self._commit_error = error
 
         self.pending = (step, note)
-        self._committer = threading.Thread(target=work, name="committer", daemon=True)
-        self._committer.start()
+        if self._committer is None:  # one for all steps: to start a thread takes time of each
+            target = partial(_do_all, self._commits)
+            self._committer = threading.Thread(target=target, name="committer", daemon=True)
+            self._committer.start()
+        self._committed = threading.Event()
+        self._commits.put((work, self._committed))
         if wait:
             self.settle()
 
@@ -382,14 +391,14 @@ class DeviceArray:
     @property
     def settling(self) -> bool:
         """Whether the last commit is still under way."""
-        return self._committer is not None and self._committer.is_alive()
+        return self._committed is not None and not self._committed.is_set()
 
     def settle(self) -> None:
         """Wait until the step before is committed on every device; raise when it was not."""
-        if self._committer is None:
+        if self._committed is None:
             return
-        self._committer.join()
-        self._committer = None
+        self._committed.wait()
+        self._committed = None
         if self._commit_error is not None:
             error, self._commit_error = self._commit_error, None
             raise error
@@ -430,6 +439,7 @@ class DeviceArray:
         try:
             self.settle()
         finally:
+            self._commits.put(None)
             for device in self.devices:
                 device.close()
 
@@ -440,11 +450,20 @@ class DeviceArray:
         self._closed = True
         for device in self.devices:
             device.kill()
+        self._commits.put(None)
 
     def lost(self) -> DeviceLost | None:
         """The first device that is lost, if any."""
         found = (device.failure for device in self.devices)
         return next((error for error in found if isinstance(error, DeviceLost)), None)
+
+
+def _do_all(given: queue.SimpleQueue[tuple[Callable[[], None], threading.Event] | None]) -> None:
+    """Do what is given, one after the other, until that is None."""
+    while (one := given.get()) is not None:
+        work, done = one
+        work()
+        done.set()
 
 
 def plan(
