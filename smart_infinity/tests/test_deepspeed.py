@@ -227,6 +227,7 @@ def test_an_engine_with_another_optimizer(job: Any) -> None:
         ({"max_norm": 1.0}, "gradient_clipping"),
         ({"accumulation_steps": 4}, "gradient_accumulation_steps"),
         ({"compress": "topk:0.01"}, "not supported"),
+        ({"speculate": True}, "come with the step"),
         ({"checkpoint": "both"}, "use state or folders"),
         ({"optimizer": "lamb"}, "unknown optimizer 'lamb'"),
         ({"lr": -1.0}, "lr"),

@@ -40,6 +40,7 @@ _NOT_HERE = {
     "accumulation_steps": f"{_ITS_OWN} (gradient_accumulation_steps)",
     "offload": "gradients go down with the step",
     "compress": "not supported",
+    "speculate": "gradients come with the step",
     "process_group": "every rank has its partitions",
     "apart": "it always is",
 }
