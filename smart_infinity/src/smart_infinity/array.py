@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import ssl
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +17,7 @@ from shorthaul.errors import Fault, UserError
 
 from smart_infinity import layout as layouts
 from smart_infinity.client import Device, DeviceOptions, description_of
+from smart_infinity.committer import Committer
 from smart_infinity.errors import Corrupt, DeviceLost
 from smart_infinity.kinds import MOMENTS, Optimizer
 from smart_infinity.layout import Parameter
@@ -91,11 +89,7 @@ class DeviceArray:
         self.kind, self.momentum, self.ranks = kind, momentum, ranks
         self.options = _each(options, len(addresses))
         self.devices: list[Device] = []
-        self._commits: queue.SimpleQueue[tuple[Callable[[], None], threading.Event] | None]
-        self._commits = queue.SimpleQueue()
-        self._committer: threading.Thread | None = None
-        self._committed: threading.Event | None = None  # of the last step, until it is looked at
-        self._commit_error: BaseException | None = None
+        self._committer = Committer()
         self._owner = os.getpid()
         self._closed = False
         try:
@@ -359,19 +353,11 @@ class DeviceArray:
                 raise error
 
         def work() -> None:
-            try:
-                everywhere(Kind.PREPARE, Kind.PREPARED, {"note": text})
-                everywhere(Kind.COMMIT, Kind.DONE)
-            except BaseException as error:
-                self._commit_error = error
+            everywhere(Kind.PREPARE, Kind.PREPARED, {"note": text})
+            everywhere(Kind.COMMIT, Kind.DONE)
 
         self.pending = (step, note)
-        if self._committer is None:  # one for all steps: to start a thread takes time of each
-            target = partial(_do_all, self._commits)
-            self._committer = threading.Thread(target=target, name="committer", daemon=True)
-            self._committer.start()
-        self._committed = threading.Event()
-        self._commits.put((work, self._committed))
+        self._committer.begin(work)
         if wait:
             self.settle()
 
@@ -391,18 +377,12 @@ class DeviceArray:
     @property
     def settling(self) -> bool:
         """Whether the last commit is still under way."""
-        return self._committed is not None and not self._committed.is_set()
+        return self._committer.busy
 
     def settle(self) -> None:
         """Wait until the step before is committed on every device; raise when it was not."""
-        if self._committed is None:
-            return
-        self._committed.wait()
-        self._committed = None
-        if self._commit_error is not None:
-            error, self._commit_error = self._commit_error, None
-            raise error
-        self.step, self.note = self.pending
+        if self._committer.settle():
+            self.step, self.note = self.pending
 
     def abandon(self) -> None:
         """Forget what was done since the last commit, on every device."""
@@ -439,7 +419,7 @@ class DeviceArray:
         try:
             self.settle()
         finally:
-            self._commits.put(None)
+            self._committer.end()
             for device in self.devices:
                 device.close()
 
@@ -450,20 +430,12 @@ class DeviceArray:
         self._closed = True
         for device in self.devices:
             device.kill()
-        self._commits.put(None)
+        self._committer.end()
 
     def lost(self) -> DeviceLost | None:
         """The first device that is lost, if any."""
         found = (device.failure for device in self.devices)
         return next((error for error in found if isinstance(error, DeviceLost)), None)
-
-
-def _do_all(given: queue.SimpleQueue[tuple[Callable[[], None], threading.Event] | None]) -> None:
-    """Do what is given, one after the other, until that is None."""
-    while (one := given.get()) is not None:
-        work, done = one
-        work()
-        done.set()
 
 
 def plan(
