@@ -444,6 +444,14 @@ PYBIND11_MODULE(_core, module) {
       },
       arg("encoded"), arg("values"), arg("out"));
   module.def(
+      "page_sum",
+      [](const py::buffer& buffer) {
+        const Bytes bytes = bytes_of_buffer(buffer, false);
+        const py::gil_scoped_release unlocked;
+        return page_sum(bytes.data(), bytes.size());
+      },
+      arg("bytes"));
+  module.def(
       "crc32c",
       [](const py::buffer& buffer, std::uint32_t crc) {
         const Bytes bytes = bytes_of_buffer(buffer, false);

@@ -148,7 +148,16 @@ def _small_disk(context: Context, kibibytes: int) -> Iterator[Path]:
     try:
         yield small
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        _unmount(small)
+
+
+def _unmount(folder: Path) -> None:
+    """Unmount; the kernel lets go of a ring's files a while after their process has ended."""
+    until = time.monotonic() + 10
+    while subprocess.run(["umount", str(folder)], capture_output=True, check=False).returncode:
+        if time.monotonic() > until:
+            subprocess.run(["umount", str(folder)], check=True)
+        time.sleep(0.1)
 
 
 def _without_room(seen: _Hindrances) -> None:

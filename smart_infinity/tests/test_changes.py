@@ -16,7 +16,7 @@ import torch
 from shorthaul.errors import UserError
 from smart_testing import SIZES, Make, differing_bits, gradients, set_gradients, tensors
 
-from smart_infinity import SmartOptimizer, _core
+from smart_infinity import SmartOptimizer, _core, tile_records
 from smart_infinity.errors import NotFinite
 
 Change = Callable[[list[Any]], None]
@@ -358,3 +358,32 @@ def test_devices_in_another_order_and_parameters_given_twice_are_named(
         SmartOptimizer(params, devices=folders, tile=1024)
     with pytest.warns(UserWarning, match="duplicate"), pytest.raises(UserError, match="again"):
         SmartOptimizer([params[0], params[0]], devices=[tmp_path / "new"])
+
+
+@pytest.mark.parametrize("memory", ["transposed", "channels_last"])
+@pytest.mark.parametrize("speculate", [False, True])
+def test_parameters_in_another_order_of_memory_lose_no_update(
+    memory: str, speculate: bool, smart: Make
+) -> None:
+    """Several devices' parts come up at the same time."""
+    torch.manual_seed(0)
+    if memory == "transposed":
+        param = torch.randn(70, 90).t().requires_grad_()
+    else:
+        param = torch.randn(24, 16, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
+    assert not param.is_contiguous()
+    optimizer = smart([param], 3, lr=1e-2, speculate=speculate)
+    for step in range(8):
+        optimizer.zero_grad()
+        (
+            param * torch.randn(param.shape, generator=torch.Generator().manual_seed(step))
+        ).sum().backward()
+        optimizer.step()
+        optimizer.flush()
+        again = torch.zeros_like(param, memory_format=torch.contiguous_format)
+        for tile, area in tile_records.read(optimizer.array, optimizer.layout.tiles, mask=1):
+            values = torch.frombuffer(area, dtype=torch.float32, count=tile.elements)
+            for piece in tile.pieces:
+                end = piece.element + piece.end - piece.begin
+                again.view(-1)[piece.element : end] = values[piece.begin : piece.end]
+        assert torch.equal(param.detach(), again)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from shorthaul.errors import UserError
+from shorthaul.errors import Fault, UserError
 from smart_testing import Make, differing_bits
 
 from smart_infinity import DeviceOptions, SmartOptimizer
 from smart_infinity.errors import NotFinite
+from smart_infinity.wire import Kind
 
 STEPS = 6
 
@@ -50,6 +53,13 @@ def written_behind_torchs_back(optimizer: Any, model: torch.nn.Module, step: int
         for param in model.parameters():
             assert param.grad is not None
             param.grad.data.mul_(2)
+
+
+def permuted_behind_torchs_back(optimizer: Any, model: torch.nn.Module, step: int) -> None:
+    if step == 3:
+        for param in model.parameters():
+            assert param.grad is not None
+            param.grad.data.copy_(param.grad.data.flip(0))
 
 
 def other_rate(optimizer: Any, model: torch.nn.Module, step: int) -> None:
@@ -93,8 +103,9 @@ def looked_at(optimizer: Any, model: torch.nn.Module, step: int) -> None:
     ("between", "kept"),
     [
         (nothing, STEPS - 1), (clipped_by_torch, 0), (written_behind_torchs_back, STEPS - 3),
-        (other_rate, 0), (changed_model, STEPS - 3), (second_pass, STEPS - 3),
-        (one_without, STEPS - 3), (skipped, STEPS - 3), (none_at_all, STEPS - 4),
+        (permuted_behind_torchs_back, STEPS - 3), (other_rate, 0), (changed_model, STEPS - 3),
+        (second_pass, STEPS - 3), (one_without, STEPS - 3), (skipped, STEPS - 3),
+        (none_at_all, STEPS - 4),
         (looked_at, STEPS - 3),
     ],
 )  # fmt: skip
@@ -189,7 +200,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(smart: Make) -> None:
     assert differing_bits(list(mine.parameters()), list(reference.parameters())) == 0
 
 
-def test_a_device_that_dies_in_the_backward_pass_is_named(smart: Make) -> None:
+def test_a_device_that_dies_after_the_backward_pass_is_named(smart: Make) -> None:
     from smart_infinity.errors import DeviceLost
 
     model = net()
@@ -204,10 +215,11 @@ def test_a_device_that_dies_in_the_backward_pass_is_named(smart: Make) -> None:
     before = [param.detach().clone() for param in model.parameters()]
     process = optimizer.array.devices[0].process
     assert process is not None
-    process.kill()
-    process.wait()
     optimizer.zero_grad()
     backward(model, 2)
+    process.kill()
+    while optimizer.array.failure is None:  # until the link has told
+        time.sleep(0.01)
     with pytest.raises(DeviceLost, match="SIGKILL"):
         optimizer.step()
     assert differing_bits(before, list(model.parameters())) == 0
@@ -216,7 +228,106 @@ def test_a_device_that_dies_in_the_backward_pass_is_named(smart: Make) -> None:
     assert differing_bits(before, list(again.parameters())) == 0
 
 
-@pytest.mark.parametrize("options", [{"speculate": True}, {"offload": "backward"}])
+AHEAD = [{"speculate": True}, {"offload": "backward"}]
+
+
+@pytest.mark.parametrize("options", AHEAD)
+def test_who_is_frozen_at_first_is_stepped_when_he_is_not(
+    options: dict[str, Any], smart: Make
+) -> None:
+    mine, reference = net(), net()
+    for model in (mine, reference):
+        next(model.parameters()).requires_grad_(False)
+    ours = smart(mine.parameters(), 2, lr=1e-2, **options)
+    theirs = torch.optim.AdamW(reference.parameters(), lr=1e-2, fused=True)
+    for step in range(STEPS):
+        for model, optimizer in ((mine, ours), (reference, theirs)):
+            if step == 2:
+                next(model.parameters()).requires_grad_(True)
+            optimizer.zero_grad()
+            backward(model, step)
+            optimizer.step()
+        ours.flush()
+    assert differing_bits(list(mine.parameters()), list(reference.parameters())) == 0
+
+
+@pytest.mark.parametrize("options", AHEAD)
+def test_who_is_forgotten_ends_his_devices_and_leaves_the_model(
+    options: dict[str, Any], smart: Make, tmp_path: Any
+) -> None:
+    model = net()
+    optimizer = SmartOptimizer(model.parameters(), devices=[tmp_path / "a"], lr=1e-2, **options)
+    for step in range(3):
+        optimizer.zero_grad()
+        backward(model, step)
+        optimizer.step()
+    process = optimizer.array.devices[0].process
+    assert process is not None
+    del optimizer
+    gc.collect()
+    assert process.poll() is not None
+    assert not any(param._post_accumulate_grad_hooks for param in model.parameters())  # type: ignore[attr-defined]
+    backward(model, 3)
+
+
+def test_more_passes_than_were_said_at_first(smart: Make) -> None:
+    mine, reference = net(), net()
+    ours = smart(mine.parameters(), lr=1e-2, speculate=True)
+    theirs = torch.optim.AdamW(reference.parameters(), lr=1e-2, fused=True)
+    for step in range(STEPS):
+        for model, optimizer in ((mine, ours), (reference, theirs)):
+            optimizer.zero_grad()
+            backward(model, step)
+            if step == 3:
+                ours.accumulation_steps = 2
+                backward(model, 100 + step)
+            optimizer.step()
+        ours.accumulation_steps = 1
+        ours.flush()
+    assert differing_bits(list(mine.parameters()), list(reference.parameters())) == 0
+
+
+def test_sparse_and_double_gradients_are_met_by_step(smart: Make) -> None:
+    embedding = torch.nn.Embedding(40, 30, sparse=True)
+    optimizer = smart(embedding.parameters(), lr=1e-2, speculate=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(UserError, match="sparse"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("options", [{}, {"speculate": True}])
+def test_a_commit_that_fails_is_told_and_ends_it(
+    options: dict[str, Any], smart: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = net()
+    optimizer = smart(model.parameters(), lr=1e-2, **options)
+    device = optimizer.array.devices[0]
+    send = device.send
+
+    def refuse(kind: Any, *rest: Any, **more: Any) -> None:
+        if kind is Kind.PREPARE and optimizer.array.step == 2:
+            raise Fault("the disk is gone")
+        send(kind, *rest, **more)
+
+    monkeypatch.setattr(device, "send", refuse)
+    told = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        backward(model, step)
+        try:
+            optimizer.step()
+        except (Fault, UserError) as error:
+            told.append((step, str(error)))
+    assert told[0] == (3, "the disk is gone")
+    assert [step for step, _ in told] == [3, 4, 5]
+    assert "was not committed" in told[1][1]
+    assert "the disk is gone" in told[1][1]
+    optimizer.array.kill()
+    again = smart(net().parameters(), lr=1e-2)
+    assert (again.array.step, again.steps[0]) == (2, 2)
+
+
+@pytest.mark.parametrize("options", AHEAD)
 def test_a_forked_process_sends_nothing(options: dict[str, Any], smart: Make) -> None:
     model = net()
     optimizer = smart(model.parameters(), lr=1e-2, **options)

@@ -90,6 +90,7 @@ class DeviceArray:
         self.options = _each(options, len(addresses))
         self.devices: list[Device] = []
         self._committer = Committer()
+        self._not_committed: BaseException | None = None  # why the last step was not
         self._owner = os.getpid()
         self._closed = False
         try:
@@ -304,11 +305,16 @@ class DeviceArray:
     # ------------------------------------------------------------------ steps
 
     def check_usable(self) -> None:
-        """Raise UserError when these devices are closed, or another process's (after a fork)."""
+        """Raise UserError when these devices are closed, behind, or another process's (a fork)."""
         if os.getpid() != self._owner:
             raise UserError(
                 f"the devices are those of process {self._owner}, which this one was forked from: "
                 "step there, or make an optimizer of its own here"
+            )
+        if self._not_committed is not None:
+            raise UserError(
+                "the step before was not committed, and the model is ahead of its devices "
+                f"({self._not_committed}): make a new optimizer, it goes on from the folders"
             )
         if self._closed:
             raise UserError("the optimizer is closed: make a new one, it goes on from the folders")
@@ -376,13 +382,17 @@ class DeviceArray:
 
     @property
     def settling(self) -> bool:
-        """Whether the last commit is still under way."""
-        return self._committer.busy
+        """Whether the last commit is still under way, or has failed and `settle` will say so."""
+        return self._committer.busy or self._committer.failed
 
     def settle(self) -> None:
         """Wait until the step before is committed on every device; raise when it was not."""
-        if self._committer.settle():
-            self.step, self.note = self.pending
+        try:
+            if self._committer.settle():
+                self.step, self.note = self.pending
+        except BaseException as error:
+            self._not_committed = error
+            raise
 
     def abandon(self) -> None:
         """Forget what was done since the last commit, on every device."""

@@ -39,6 +39,11 @@ class Committer:
         """Whether the last work is still under way."""
         return self._last is not None and not self._last.is_set()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the last work has ended with an error that nobody was told yet."""
+        return self._last is not None and self._last.is_set() and self._last.error is not None
+
     def settle(self) -> bool:
         """Wait for the last work and tell whether there was any; its error is raised, once."""
         if self._last is None:
@@ -62,3 +67,4 @@ def _do_all(given: queue.SimpleQueue[tuple[Callable[[], None], _Done] | None]) -
         except BaseException as error:
             done.error = error
         done.set()
+        del one, work, done  # and what they hold, while the next is waited for

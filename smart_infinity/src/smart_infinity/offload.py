@@ -6,6 +6,7 @@ is sent and kept by its device until `step()` says what to do with it.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 from shorthaul.errors import UserError
 
+from smart_infinity.hooks import Hooks
 from smart_infinity.layout import BYTES, DTYPES, Piece, Tile
 from smart_infinity.parameters import TYPES, local
 
@@ -24,7 +26,8 @@ class Offload:
     """What has gone down of the gradients of the step to come."""
 
     def __init__(self, optimizer: SmartOptimizer) -> None:
-        self.optimizer = optimizer
+        self.optimizer: SmartOptimizer = weakref.proxy(optimizer)  # hooks keep nobody alive
+        self.hooks = Hooks(optimizer.parameters.tensors, self._complete)
         self.pieces: list[list[tuple[Tile, Piece]]] = [[] for _ in optimizer.parameters.tensors]
         for tile in optimizer.layout.tiles:
             for piece in tile.pieces:
@@ -32,14 +35,6 @@ class Offload:
         self.passes = [0] * len(optimizer.parameters.tensors)
         self.norms: dict[int, torch.Tensor] = {}
         self.staged: dict[int, tuple[npt.NDArray[np.uint8], int]] = {}
-        for i, param in enumerate(optimizer.parameters.tensors):
-            param.register_post_accumulate_grad_hook(self._hook(i))
-
-    def _hook(self, i: int):
-        def hook(param: torch.Tensor) -> None:
-            self._complete(i, param)
-
-        return hook
 
     @torch.no_grad()
     def _complete(self, i: int, param: torch.Tensor) -> None:
@@ -90,8 +85,10 @@ class Offload:
         """Update with what has landed; the optimizer's `step` does the rest."""
         optimizer = self.optimizer
         steps = optimizer.accumulation_steps
+        tensors = optimizer.parameters.tensors
         unfinished = [i for i, passes in enumerate(self.passes) if 0 < passes < steps]
-        for i in unfinished:  # fewer passes than said: what there is goes down
+        unfrozen = [i for i in self.hooks.watch() if tensors[i].grad is not None]
+        for i in unfinished + unfrozen:  # fewer passes than said: what there is goes down
             param = optimizer.parameters.tensors[i]
             self.passes[i] = steps - 1
             self._complete(i, param)

@@ -26,6 +26,7 @@ from smart_infinity.compress import Compressor, TopK, parse
 from smart_infinity.errors import NotFinite
 from smart_infinity.flow import Fill, NearStorage
 from smart_infinity.layout import BYTES, DEFAULT_TILE, DTYPES, Tile
+from smart_infinity.offload import Offload
 from smart_infinity.parameters import TYPES, Parameters
 from smart_infinity.shaper import Shaper
 from smart_infinity.speculation import Speculation
@@ -104,10 +105,10 @@ class SmartOptimizer(torch.optim.Optimizer):
         self.kind = kinds.optimizer(optimizer)
         if offload not in ("step", "backward"):
             raise UserError(f"offload={offload!r}: use step or backward")
-        if max_norm is not None and not max_norm > 0:
-            raise UserError(f"max_norm={max_norm}: use more than 0")
-        if accumulation_steps < 1:
-            raise UserError(f"accumulation_steps={accumulation_steps}: use 1 or more")
+        if max_norm is not None and not (isinstance(max_norm, (int, float)) and max_norm > 0):
+            raise UserError(f"max_norm={max_norm!r}: use more than 0")
+        if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
+            raise UserError(f"accumulation_steps={accumulation_steps!r}: use 1 or more")
         if grad_dtype is not None and grad_dtype not in DTYPES:
             raise UserError(f"grad_dtype={grad_dtype!r}: use {', '.join(DTYPES)}")
         self.compress = parse(compress)
@@ -161,15 +162,15 @@ class SmartOptimizer(torch.optim.Optimizer):
                 self._restore()
             else:
                 self._load_masters()
+            self._offload = Offload(self) if offload == "backward" else None
+            self.speculation = Speculation(self) if speculate else None
         except BaseException:
             self.array.kill()
             raise
         self._changes.settled()
-        if offload == "backward":
-            from smart_infinity.offload import Offload
-
-            self._offload: Any = Offload(self)
-        self.speculation = Speculation(self) if speculate else None
+        self._hooks = [one.hooks for one in (self._offload, self.speculation) if one is not None]
+        for hooks in self._hooks:
+            weakref.finalize(self, hooks.remove)
 
     # ------------------------------------------------------------------ parameters
 
@@ -220,7 +221,7 @@ class SmartOptimizer(torch.optim.Optimizer):
             self.array.settle()
             settled = time.perf_counter()
             self.array.check_note(self._note())
-            if self.offload == "backward":
+            if self._offload is not None:
                 stepped = self._offload.step()
             else:
                 stepped = self._step_from_grads()
@@ -481,6 +482,8 @@ class SmartOptimizer(torch.optim.Optimizer):
     def close(self) -> None:
         """Make the last step durable and end the devices; the optimizer is of no use after."""
         self._finalizer.detach()
+        for hooks in self._hooks:
+            hooks.remove()
         self.array.close()
 
     def __enter__(self) -> SmartOptimizer:

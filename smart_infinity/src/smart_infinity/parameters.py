@@ -92,15 +92,7 @@ class Parameters:
         for piece in tile.pieces:
             if wanted is not None and not wanted(piece.parameter):
                 continue
-            param = self.local(piece.parameter)
-            part = values[piece.begin : piece.end]
-            if param.is_contiguous():
-                flat = param.view(-1)
-                copy_flat(flat[piece.element : piece.element + len(part)], part)
-            else:
-                flat = param.reshape(-1).clone()
-                flat[piece.element : piece.element + len(part)].copy_(part)
-                param.copy_(flat.view_as(param))
+            _put(self.local(piece.parameter), piece.element, values[piece.begin : piece.end])
 
     def not_finite(self, tile: Tile) -> NotFinite:
         """Give the error of a tile whose gradient holds NaN or Inf; it names the parameter."""
@@ -119,6 +111,29 @@ class Parameters:
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """Give this rank's shard of a tensor that is sharded (FSDP2), else the tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _put(param: torch.Tensor, element: int, values: torch.Tensor) -> None:
+    """Set elements of a tensor, as they are numbered row by row, from `element` on.
+
+    Wherever they lie in memory: no others are written, not even with what they are, as another
+    device's may come up at the same time.
+    """
+    if param.is_contiguous():
+        copy_flat(param.view(-1)[element : element + len(values)], values)
+        return
+    row = param[0].numel()
+    first, offset = divmod(element, row)
+    if offset or len(values) < row:
+        count = min(row - offset, len(values))
+        _put(param[first], offset, values[:count])
+        first, values = first + 1, values[count:]
+    rows = len(values) // row
+    if rows:
+        whole = param[first : first + rows]
+        whole.copy_(values[: rows * row].view(whole.shape))
+    if len(values) > rows * row:
+        _put(param[first + rows], 0, values[rows * row :])
 
 
 def copy_flat(into: torch.Tensor, given: torch.Tensor) -> None:

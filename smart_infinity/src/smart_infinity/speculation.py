@@ -10,8 +10,9 @@ where two extents a tile make it free).
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,8 @@ import numpy.typing as npt
 import torch
 from shorthaul import logs
 
+from smart_infinity import _core
+from smart_infinity.hooks import Hooks
 from smart_infinity.layout import BYTES, Tile
 from smart_infinity.parameters import local
 
@@ -30,23 +33,14 @@ if TYPE_CHECKING:
 _LONGEST = 64
 _log = logs.get(__name__)
 
-Mark = tuple[int, int, int, int]
-_BITS = {2: torch.int16, 4: torch.int32}
+Mark = tuple[int, int, int]
 
 
 def _mark(gradient: torch.Tensor) -> Mark:
-    """Tell a gradient from one that was written to, be it through `.data`, where torch counts not.
-
-    Its bits are summed as numbers of 64 bits, which is as fast as reading them.
-    """
+    """Tell a gradient from one that was written to, be it where torch does not count (`.data`)."""
     own = local(gradient)
-    flat, each = own.reshape(-1), 8 // own.element_size()
-    if flat.storage_offset() % each:
-        flat = flat.clone()
-    whole = flat.numel() - flat.numel() % each
-    total = int(flat[:whole].view(torch.int64).sum())
-    rest = int(flat[whole:].view(_BITS[own.element_size()]).sum())
-    return own.data_ptr(), own._version, total, rest
+    flat = own.detach().contiguous().cpu().reshape(-1)
+    return own.data_ptr(), own._version, _core.page_sum(flat.view(torch.uint8).numpy())
 
 
 class Speculation:
@@ -58,7 +52,8 @@ class Speculation:
     """
 
     def __init__(self, optimizer: SmartOptimizer) -> None:
-        self.optimizer = optimizer
+        self.optimizer: SmartOptimizer = weakref.proxy(optimizer)  # hooks keep nobody alive
+        self.hooks = Hooks(optimizer.parameters.tensors, self._complete)
         self.kept = self.taken_back = 0
         self._tiles: list[list[Tile]] = [[] for _ in optimizer.parameters.tensors]
         for tile in optimizer.layout.tiles:
@@ -69,8 +64,6 @@ class Speculation:
         self._last: list[bool] = []
         self._pause, self._next_pause = 0, 1  # steps without, longer with each one taken back
         self._reset()
-        for i, param in enumerate(optimizer.parameters.tensors):
-            param.register_post_accumulate_grad_hook(self._hook(i))
 
     def _reset(self) -> None:
         count = len(self.optimizer.parameters)
@@ -85,18 +78,16 @@ class Speculation:
 
     # ------------------------------------------------------------------ in the backward pass
 
-    def _hook(self, i: int) -> Callable[[torch.Tensor], None]:
-        def hook(param: torch.Tensor) -> None:
-            with self.optimizer._one:
-                self._complete(i, param)
-
-        return hook
-
     @torch.no_grad()
     def _complete(self, i: int, param: torch.Tensor) -> None:
-        gradient, wanted = param.grad, self.optimizer.accumulation_steps
+        with self.optimizer._one:
+            self._note(i, param.grad)
+
+    def _note(self, i: int, gradient: torch.Tensor | None) -> None:
+        wanted = self.optimizer.accumulation_steps
         self._passes[i] += 1
-        if gradient is None or gradient.is_sparse or self._passes[i] > wanted:
+        more = self._passes[i] > wanted or self._marks[i] is not None  # than a step has
+        if gradient is None or gradient.is_sparse or more:
             self._broken = True
             return
         if self._passes[i] < wanted:
@@ -120,13 +111,16 @@ class Speculation:
             # step() does without it, and says what is wrong where it can be caught.
             _log.debug("nothing more is stepped ahead: %s", error)
             self._broken = True
+        except BaseException:  # an interrupt: perhaps of a tile that was as good as sent
+            self._broken = True
+            raise
 
     def _send(self) -> None:
-        """Send what is complete, as far as nobody has to wait for it."""
+        """Send what is complete, as far as slots are free."""
         optimizer = self.optimizer
         optimizer.array.check_usable()
         if self._begun is None:
-            if optimizer.array.settling:
+            if optimizer.array.settling:  # or failed to: step() will say so
                 return
             optimizer.array.settle()
             if optimizer._changes.any():
@@ -167,12 +161,15 @@ class Speculation:
         Where it is not, the devices have forgotten it.
         """
         optimizer = self.optimizer
+        self.hooks.watch()  # who was frozen until now
         active, tensors = optimizer._active, optimizer.parameters.tensors
 
         def as_it_was(i: int) -> bool:
             gradient = tensors[i].grad
             if gradient is None or not active[i]:
                 return self._passes[i] == 0
+            if gradient.is_sparse:
+                return False
             whole = self._passes[i] == optimizer.accumulation_steps
             return whole and self._marks[i] == _mark(gradient)
 
@@ -188,6 +185,8 @@ class Speculation:
     def finish(self, tiles: Sequence[Tile]) -> None:
         """Step the rest of the tiles, and give the model all new parameters."""
         optimizer = self.optimizer
+        if optimizer.array.failure is not None:  # before the model is touched
+            raise optimizer.array.failure
         self._ready = deque(tile for tile in tiles if id(tile) not in self._sent)
         try:
             while self._came:
