@@ -74,10 +74,12 @@ Level level_named(const std::string& name) {
 bool supported(Level level) {
   if (level == Level::generic) return true;
 #if defined(__x86_64__) && defined(__GNUC__)
-  const bool avx2 = avx2_table() != nullptr && __builtin_cpu_supports("avx2") &&
-                    __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (level == Level::avx2) return avx2;
-  return avx2 && avx512_table() != nullptr && __builtin_cpu_supports("avx512f");
+  // The processor is asked first: even what gives a table is compiled for its level.
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("f16c") || avx2_table() == nullptr) {
+    return false;
+  }
+  return level == Level::avx2 || (__builtin_cpu_supports("avx512f") && avx512_table() != nullptr);
 #else
   return false;
 #endif
