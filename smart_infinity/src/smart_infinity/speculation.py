@@ -90,7 +90,7 @@ class Speculation:
         if gradient is None or gradient.is_sparse or more:
             self._broken = True
             return
-        if self._passes[i] < wanted:
+        if self._passes[i] < wanted or self._pause > 0:
             return
         self._marks[i] = _mark(gradient)
         if self._broken:
@@ -173,7 +173,12 @@ class Speculation:
             whole = self._passes[i] == optimizer.accumulation_steps
             return whole and self._marks[i] == _mark(gradient)
 
-        good = body["clip"] == 1.0 and all(as_it_was(i) for i in range(len(tensors)))
+        # In a pause nobody asks, and no gradient is looked at.
+        good = (
+            self._pause == 0
+            and body["clip"] == 1.0
+            and all(as_it_was(i) for i in range(len(tensors)))
+        )
         if good and body == self._begun and not self._broken and not optimizer._changes.any():
             return True
         self.forget()
